@@ -1,0 +1,1 @@
+"""anybatch (interface being written)."""

@@ -1,0 +1,178 @@
+"""Recipes as files: TOML in, JSON out, overrides, the shipped ones, differences."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.resources
+import json
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from anybatch.errors import InputError
+from anybatch.recipe import Recipe
+from anybatch.recipe_mapping import nearest, recipe_from_mapping, recipe_to_mapping
+
+__all__ = [
+    "apply_overrides",
+    "difference",
+    "import_function",
+    "load_recipe",
+    "read_recipe_file",
+    "shipped_recipe_names",
+]
+
+
+def read_recipe_file(path: Path) -> dict[str, Any]:
+    """The table in a recipe's TOML file (or the JSON that a Run holds)."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise InputError(f"recipe {path}", "must be a readable file", reason) from None
+    if path.suffix == ".json":
+        return _parse_json(text, f"recipe {path}")
+    return _parse_toml(text, f"recipe {path}")
+
+
+def _parse_json(text: str, thing: str) -> dict[str, Any]:
+    try:
+        table = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(thing, "must be valid JSON", str(error)) from None
+    if not isinstance(table, dict):
+        raise InputError(thing, "must be a table", table)
+    return table
+
+
+def _parse_toml(text: str, thing: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(thing, "must be valid TOML", str(error)) from None
+
+
+def _shipped() -> Iterator[tuple[str, Any]]:
+    folder = importlib.resources.files("anybatch.recipes")
+    for entry in sorted(folder.iterdir(), key=lambda item: item.name):
+        if entry.name.endswith(".toml"):
+            yield entry.name.removesuffix(".toml"), entry
+
+
+def shipped_recipe_names() -> list[str]:
+    """Names of the recipes inside the package."""
+    return [name for name, _ in _shipped()]
+
+
+def import_function(reference: str) -> Any:
+    """The object that "package.module:function" names, the working directory included.
+
+    Raises:
+        InputError: no such module or attribute, or the module itself fails to import.
+    """
+    module_name, _, attribute = reference.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise InputError(reference, "must name an importable module", str(error)) from None
+    except Exception as error:
+        rule = "must name a module that imports without error"
+        raise InputError(reference, rule, f"{type(error).__name__}: {error}") from error
+    if not hasattr(module, attribute):
+        hint = nearest(attribute, dir(module))
+        raise InputError(reference, f"must name something in {module_name}", attribute, hint=hint)
+    return getattr(module, attribute)
+
+
+def load_recipe(reference: str, overrides: Iterable[str] = ()) -> Recipe:
+    """A Recipe by shipped name, by file or by "package.module:function", then overridden.
+
+    Args:
+        reference: "mnist", "my.toml", "runs/x/recipe.json" or "package.module:function", the
+            function taking nothing and returning a Recipe.
+        overrides: "optimizer.lr=0.3" and the like, in TOML's notation.
+    """
+    shipped = dict(_shipped())
+    if reference in shipped:
+        mapping = _parse_toml(shipped[reference].read_text("utf-8"), f"recipe {reference}")
+    elif ":" in reference and not Path(reference).exists():
+        made = import_function(reference)
+        made = made() if callable(made) else made
+        if not isinstance(made, Recipe):
+            raise InputError(reference, "must return a Recipe", type(made).__name__)
+        mapping = recipe_to_mapping(made)
+    elif Path(reference).suffix in (".toml", ".json"):
+        mapping = read_recipe_file(Path(reference))
+    else:
+        rule = "must be a shipped name, a .toml file or package.module:function"
+        raise InputError("recipe", rule, reference, hint=nearest(reference, shipped))
+    return recipe_from_mapping(apply_overrides(mapping, overrides))
+
+
+def apply_overrides(mapping: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A copy of `mapping` with each "a.b=value" put in place; values in TOML's notation.
+
+    Example:
+        >>> apply_overrides({"optimizer": {"lr": 0.1}}, ["optimizer.lr=0.3", "seed=7"])
+        {'optimizer': {'lr': 0.3}, 'seed': 7}
+    """
+    result: dict[str, Any] = _copy_tables(mapping)
+    for text in overrides:
+        path, equals, value = text.partition("=")
+        if not equals or not path.strip():
+            raise InputError("--set", "must be like optimizer.lr=0.3", text)
+        *parents, last = path.strip().split(".")
+        table = result
+        for key in parents:
+            child = table.get(key)
+            if not isinstance(child, dict):
+                child = {}
+                table[key] = child
+            table = child
+        table[last] = _override_value(value.strip())
+    return result
+
+
+def _copy_tables(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copy_tables(item) for key, item in value.items()}
+    return [_copy_tables(item) for item in value] if isinstance(value, list) else value
+
+
+def _override_value(text: str) -> Any:
+    """A TOML value; bare words are text, "none" removes an optional choice."""
+    if text == "none":
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def difference(one: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:
+    """Every path at which two recipes differ, with both values; None where one has no such key.
+
+    Example:
+        >>> from anybatch.recipe import SGDSettings
+        >>> a, b = (Recipe(optimizer=SGDSettings(lr=lr)) for lr in (0.1, 0.2))
+        >>> difference(a, b)
+        [('optimizer.lr', 0.1, 0.2)]
+    """
+    a, b = (dict(_leaves(recipe_to_mapping(recipe), ())) for recipe in (one, other))
+    paths = [*a, *(path for path in b if path not in a)]
+    return [(p, a.get(p), b.get(p)) for p in paths if a.get(p) != b.get(p)]
+
+
+def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _leaves(item, (*path, key))
+    elif isinstance(value, list) and value:
+        for number, item in enumerate(value):
+            yield from _leaves(item, (*path, str(number)))
+    else:
+        yield ".".join(path), value

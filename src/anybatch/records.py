@@ -1,0 +1,108 @@
+"""Records: what a training says while it runs, one frozen value per line of a Run's logs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+__all__ = ["TIME_FIELDS", "EvalRecord", "Record", "StepRecord", "from_json", "to_json"]
+
+TIME_FIELDS = frozenset({"seconds", "examples_per_second", "evaluation_seconds"})
+"""Fields that differ between two otherwise identical runs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepRecord:
+    """Some consecutive updates of the training.
+
+    Attributes:
+        update: updates done, counted from 1.
+        examples: examples seen.
+        epoch: passes over the training data, as a decimal.
+        loss: mean training loss per example over the updates since the last record.
+        batch_size: of the last update.
+        lr: of the last update, first parameter group.
+        momentum: of the last update, first group (Adam: beta1).
+        weight_decay: of the last update, first group.
+        gradient_norm: Euclidean norm before clipping, where clipping computed it.
+        seconds: of training since the beginning, evaluation left out.
+        examples_per_second: over the updates since the last record.
+    """
+
+    update: int
+    examples: int
+    epoch: float
+    loss: float
+    batch_size: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    gradient_norm: float | None
+    seconds: float
+    examples_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalRecord:
+    """One evaluation of a split.
+
+    Attributes:
+        update: updates done before it.
+        examples: training examples seen before it.
+        epoch: passes over the training data before it, as a decimal.
+        split: what was evaluated.
+        loss: mean per example, without label smoothing.
+        metric: mean of the task's metric.
+        metric_name: its name.
+        seconds: of training before it, as in StepRecord.
+        evaluation_seconds: that this evaluation took.
+    """
+
+    update: int
+    examples: int
+    epoch: float
+    split: Literal["train", "validation", "test"]
+    loss: float
+    metric: float
+    metric_name: str
+    seconds: float
+    evaluation_seconds: float
+
+
+Record: TypeAlias = StepRecord | EvalRecord
+
+
+def to_json(record: Record) -> str:
+    """One line of JSON; numbers that are not finite become the texts "nan", "inf", "-inf".
+
+    Example:
+        >>> from anybatch.records import from_json, to_json
+        >>> evaluation = EvalRecord(update=1, examples=8, epoch=0.5, split="test", loss=math.inf,
+        ...     metric=0.1, metric_name="accuracy", seconds=1.0, evaluation_seconds=0.5)
+        >>> from_json(to_json(evaluation), EvalRecord) == evaluation
+        True
+    """
+    return json.dumps(plain(dataclasses.asdict(record)), allow_nan=False)
+
+
+def plain(value: Any) -> Any:
+    """`value` with every float that is not finite as text, for strict JSON."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def from_json(line: str, kind: type[StepRecord] | type[EvalRecord]) -> Any:
+    """The record of `kind` that a line of JSON holds."""
+    values = json.loads(line)
+    for name, value in values.items():
+        if value in ("nan", "inf", "-inf"):
+            values[name] = float(value)
+    return kind(**values)

@@ -1,0 +1,275 @@
+"""Run: a directory that holds one training, readable without torch.
+
+    recipe.toml         the recipe as the user wrote it, where it came from a file
+    recipe.json         the resolved recipe, every default written out
+    task.json           how the task is made again
+    environment.json    versions, hardware, threads, commit, command; a list, one entry a session
+    steps.jsonl         StepRecords
+    evals.jsonl         EvalRecords
+    checkpoints/        update-000000120.pt and latest.json, which names it with its SHA-256
+    weights.pt          the final weights (averaged ones, where averaging is on)
+    status.json         running, finished, target-missed, diverged, interrupted or failed, and why
+
+Small files are replaced atomically; logs only grow, and a resumed training cuts them back to the
+length that its checkpoint recorded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, final
+
+from anybatch.errors import ExitCode, InputError
+from anybatch.recipe import Recipe
+from anybatch.recipe_file import read_recipe_file
+from anybatch.recipe_mapping import recipe_from_mapping, recipe_to_mapping
+from anybatch.records import EvalRecord, Record, StepRecord, from_json, plain, to_json
+
+__all__ = ["SCHEMA", "Run", "Status", "StatusName", "write_atomically"]
+
+SCHEMA = 1
+
+StatusName: TypeAlias = Literal[
+    "running", "finished", "target-missed", "diverged", "interrupted", "failed"
+]
+
+_EXIT_CODES: dict[str, ExitCode] = {
+    "finished": ExitCode.OK,
+    "target-missed": ExitCode.TARGET_MISSED,
+    "diverged": ExitCode.DIVERGED,
+    "interrupted": ExitCode.INTERRUPTED,
+    "failed": ExitCode.BAD_INPUT,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Status:
+    """How a run stands, or ended.
+
+    Attributes:
+        name: the outcome.
+        reason: one sentence.
+        update: updates done.
+        examples: examples seen.
+        seconds: of training.
+        signal: number of the signal that interrupted it.
+        target: the target as text, if there was one.
+        target_seconds: seconds of training to the target, once reached.
+        target_update: updates to the target, once reached.
+    """
+
+    name: StatusName
+    reason: str = ""
+    update: int = 0
+    examples: int = 0
+    seconds: float = 0.0
+    signal: int | None = None
+    target: str | None = None
+    target_seconds: float | None = None
+    target_update: int | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """The command's exit code for this status; 128 + signal where a signal ended it."""
+        return 128 + self.signal if self.signal else int(_EXIT_CODES.get(self.name, ExitCode.OK))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that either the old or the new one is there, whatever happens between.
+
+    Raises:
+        InputError: the disk is full or the place is not writable; the old file stays.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise not_writable(path, error) from None
+
+
+def not_writable(path: Path, error: OSError) -> InputError:
+    """The one line for a place that cannot be written."""
+    return InputError(str(path), "must be writable", error.strerror or str(error))
+
+
+@final
+class Run:
+    """A handle on a run's directory.
+
+    Args:
+        path: the directory; it must hold a run. `Run.create` makes a new one.
+
+    Raises:
+        InputError: there is no run at `path`.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        if not (self.path / "recipe.json").is_file():
+            raise InputError("run", "must be a folder with a recipe.json", str(path))
+
+    @classmethod
+    def create(cls, path: Path | str, recipe: Recipe, task: dict[str, Any]) -> Run:
+        """Make a new run's directory.
+
+        Args:
+            path: a folder that does not exist or is empty.
+            recipe: resolved recipe.
+            task: how the task is made again, plain values.
+
+        Raises:
+            InputError: the folder holds something, or cannot be written.
+        """
+        path = Path(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            hint = f"--resume {path} continues it" if (path / "recipe.json").exists() else ""
+            raise InputError("out", "must be a new or empty folder", str(path), hint=hint)
+        try:
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise not_writable(path, error) from None
+        _write_json(path / "task.json", {"schema": SCHEMA} | task)
+        _write_json(path / "recipe.json", recipe_to_mapping(recipe))
+        run = cls(path)
+        run.write_status(Status(name="running"))
+        return run
+
+    # --- what it was made from -------------------------------------------------------------
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe."""
+        return recipe_from_mapping(read_recipe_file(self.path / "recipe.json"))
+
+    def replace_recipe(self, recipe: Recipe) -> None:
+        """Write a changed recipe (only the duration may change, when a run is extended)."""
+        _write_json(self.path / "recipe.json", recipe_to_mapping(recipe))
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """How the task is made again."""
+        return _read_json(self.path / "task.json")
+
+    def add_environment(self, environment: dict[str, Any]) -> None:
+        """Append this session's versions, hardware and command to `environment.json`."""
+        sessions = [*self.environments, environment]
+        _write_json(self.path / "environment.json", {"schema": SCHEMA, "sessions": sessions})
+
+    @property
+    def environments(self) -> list[dict[str, Any]]:
+        """One entry for each session that trained this run, oldest first."""
+        path = self.path / "environment.json"
+        return list(_read_json(path)["sessions"]) if path.exists() else []
+
+    # --- status ----------------------------------------------------------------------------
+
+    def write_status(self, status: Status) -> None:
+        """Replace `status.json`."""
+        values = {"schema": SCHEMA} | dataclasses.asdict(status)
+        _write_json(self.path / "status.json", values)
+
+    @property
+    def status(self) -> Status:
+        """How the run stands, or ended."""
+        values = _read_json(self.path / "status.json")
+        values.pop("schema", None)
+        return Status(**values)
+
+    # --- logs ------------------------------------------------------------------------------
+
+    def append(self, record: Record) -> None:
+        """Add a record to its log, as a whole line."""
+        path = self.log_path(type(record))
+        try:
+            with path.open("ab") as file:
+                file.write(to_json(record).encode() + b"\n")
+        except OSError as error:
+            raise not_writable(path, error) from None
+
+    def log_path(self, kind: type[StepRecord] | type[EvalRecord]) -> Path:
+        """The log that holds records of `kind`."""
+        return self.path / ("steps.jsonl" if kind is StepRecord else "evals.jsonl")
+
+    def log_lengths(self) -> dict[str, int]:
+        """Bytes in each log, for a checkpoint to come back to."""
+        paths = [self.log_path(kind) for kind in (StepRecord, EvalRecord)]
+        return {path.name: path.stat().st_size if path.exists() else 0 for path in paths}
+
+    def truncate_logs(self, lengths: dict[str, int]) -> None:
+        """Cut each log back to the length that a checkpoint recorded.
+
+        Raises:
+            InputError: a log is shorter than that, so lines were lost.
+        """
+        for name, length in lengths.items():
+            path = self.path / name
+            if (path.stat().st_size if path.exists() else 0) < length:
+                raise InputError(str(path), f"must hold at least {length} bytes to be resumed")
+            if path.exists():
+                os.truncate(path, length)
+
+    def steps(self) -> Iterator[StepRecord]:
+        """The step records, oldest first."""
+        return self._read_log(StepRecord)
+
+    def evals(self) -> Iterator[EvalRecord]:
+        """The evaluation records, oldest first."""
+        return self._read_log(EvalRecord)
+
+    def _read_log(self, kind: type[StepRecord] | type[EvalRecord]) -> Iterator[Any]:
+        path = self.log_path(kind)
+        if not path.exists():
+            return
+        for line in path.read_bytes().split(b"\n")[:-1]:  # a line without its end was cut off
+            yield from_json(line.decode(), kind)
+
+    def last_eval(self, split: str) -> EvalRecord | None:
+        """The latest evaluation of a split, or None."""
+        found = None
+        for record in self.evals():
+            found = record if record.split == split else found
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Path, status and last evaluations as plain values, for programs."""
+        evals = {split: self.last_eval(split) for split in ("validation", "test")}
+        plain_evals = {k: dataclasses.asdict(v) for k, v in evals.items() if v is not None}
+        status = dataclasses.asdict(self.status)
+        values: dict[str, Any] = plain({"run": str(self.path), "status": status, **plain_evals})
+        return values
+
+    def verdict(self) -> str:
+        """One line: how it ended, with what accuracy, after how long."""
+        status = self.status
+        parts = [status.name + (f" ({status.reason})" if status.reason else "")]
+        for split in ("validation", "test"):
+            record = self.last_eval(split)
+            if record is not None:
+                parts.append(f"{split} {record.metric_name} {record.metric:.4f}")
+        parts.append(f"{status.examples:,} examples in {status.seconds:.1f} s of training")
+        return "; ".join(parts)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    text = json.dumps(plain(values), indent=1, allow_nan=False)
+    write_atomically(path, text.encode() + b"\n")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(str(path), "must be a readable JSON file", str(error)) from None
+    if not isinstance(values, dict):
+        raise InputError(str(path), "must hold a JSON object")
+    return values

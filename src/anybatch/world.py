@@ -1,0 +1,147 @@
+"""World: the processes that train together, and every collective that they call.
+
+The only file that touches `torch.distributed`. A world of one process answers every question and
+performs every collective as the identity, so callers need no branch for it. Started by torchrun,
+the group is made from its environment: NCCL on CUDA, gloo on the CPU, the same code after that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from contextlib import AbstractContextManager
+from typing import Any, Literal, TypeVar, cast, final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from anybatch.errors import InputError
+
+__all__ = ["World"]
+
+_T = TypeVar("_T")
+
+
+@final
+class World:
+    """Rank, size and device of this process, and the collectives over all of them.
+
+    Args:
+        device: where this process computes.
+        rank: number of this process, from 0.
+        size: how many processes there are.
+
+    Example:
+        >>> world = World(torch.device("cpu"))
+        >>> world.rank, world.size, world.from_first("agreed")
+        (0, 1, 'agreed')
+    """
+
+    def __init__(self, device: torch.device, *, rank: int = 0, size: int = 1) -> None:
+        self.device = device
+        self.rank = rank
+        self.size = size
+
+    @classmethod
+    def from_environment(cls, device: Literal["auto", "cpu", "cuda"] = "auto") -> World:
+        """The world that torchrun's variables describe, or a world of one.
+
+        Raises:
+            InputError: "cuda" asked for where there is none.
+        """
+        chosen = _choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls(chosen)
+        if not dist.is_initialized():
+            backend = "nccl" if chosen.type == "cuda" else "gloo"
+            dist.init_process_group(backend)
+        return cls(chosen, rank=dist.get_rank(), size=dist.get_world_size())
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which alone writes files and prints."""
+        return self.rank == 0
+
+    def sum_in_place(self, tensor: Tensor) -> None:
+        """Replace `tensor` by its sum over all ranks.
+
+        Collectives: one all-reduce of the tensor's size; every rank must call.
+        """
+        if self.size > 1:
+            dist.all_reduce(tensor)
+
+    def from_first(self, value: _T) -> _T:
+        """Rank 0's `value` on every rank; for decisions on clocks, signals and files.
+
+        Collectives: one broadcast of a pickled object; every rank must call.
+        """
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def all_values(self, value: _T) -> list[_T]:
+        """Every rank's `value`, in rank order.
+
+        Collectives: one all-gather of pickled objects; every rank must call.
+        """
+        if self.size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, value)
+        return cast("list[_T]", gathered)
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """The model wrapped so that its backward pass sums gradients over the ranks.
+
+        torch's reducer with a communication hook: buckets travel while backward goes on. The sum,
+        not the mean, so that a loss weighted by example counts needs no correction.
+
+        Collectives: in every synchronized backward, the gradient's size; every rank must join.
+        """
+        if self.size == 1 or not any(p.requires_grad for p in model.parameters()):
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        wrapped = DistributedDataParallel(
+            model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+        wrapped.register_comm_hook(None, _sum_bucket)
+        return wrapped
+
+    def without_communication(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """A context in which backward only accumulates locally (all micro-batches but the last)."""
+        if isinstance(model, DistributedDataParallel):
+            return model.no_sync()
+        return contextlib.nullcontext()
+
+    def close(self) -> None:
+        """Leave the process group, if there is one."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _sum_bucket(state: object, bucket: Any) -> torch.futures.Future[Tensor]:
+    """DDP communication hook: the bucket's sum over ranks, asynchronously."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    future = cast("torch.futures.Future[list[Tensor]]", work.get_future())
+    return future.then(_first_tensor)
+
+
+def _first_tensor(done: torch.futures.Future[list[Tensor]]) -> Tensor:
+    return done.value()[0]
+
+
+def _choose_device(device: str, local_rank: int) -> torch.device:
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise InputError("compute.device", "must be present on this machine", device)
+    if device == "cpu" or not available:
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        rule = f"must be below the number of GPUs {torch.cuda.device_count()}"
+        raise InputError("local rank", rule, local_rank)
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
