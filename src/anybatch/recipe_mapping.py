@@ -104,13 +104,17 @@ def _converter() -> cattrs.Converter:
     )
     converter.register_structure_hook(int | typing.Literal["full"], _structure_batch_size)
     converter.register_structure_hook_func(
-        lambda annotation: typing.get_origin(annotation) is typing.Literal, _structure_choice
+        lambda annotation: _origin(annotation) is typing.Literal, _structure_choice
     )
     converter.register_structure_hook_func(
-        lambda annotation: typing.get_origin(annotation) is tuple,
+        lambda annotation: _origin(annotation) is tuple,
         lambda value, annotation: _structure_tuple(converter, value, annotation),
     )
     return converter
+
+
+def _origin(annotation: Any) -> Any:
+    return typing.get_origin(annotation)
 
 
 def _parse(cls: type[Duration] | type[Target], value: Any) -> Duration | Target:

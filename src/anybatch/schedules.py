@@ -17,7 +17,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from anybatch.errors import InputError
 
@@ -329,7 +329,6 @@ class Warmup:
 
 
 Schedule: TypeAlias = Constant | Linear | Cosine | OneCycle | Warmup
-_S = TypeVar("_S", Constant, Linear, Cosine, OneCycle, Warmup)
 
 
 def _resolved(duration: Duration) -> float:
@@ -339,7 +338,7 @@ def _resolved(duration: Duration) -> float:
     return duration.count
 
 
-def resolve_schedule(schedule: _S, clock: Clock) -> _S:
+def resolve_schedule(schedule: Schedule, clock: Clock) -> Schedule:
     """The same schedule with every duration as a fraction of the run: a closed form.
 
     Args:
@@ -348,15 +347,15 @@ def resolve_schedule(schedule: _S, clock: Clock) -> _S:
 
     Example:
         >>> clock = Clock(examples_per_epoch=100, batch_size=10, total_examples=1000)
-        >>> str(resolve_schedule(Warmup(duration=epochs(5)), clock).duration)
-        '0.5 fraction'
+        >>> resolve_schedule(Warmup(duration=epochs(5), into=Linear()), clock)(0.75)
+        0.5
     """
     changes: dict[str, object] = {}
     for field in dataclasses.fields(schedule):
-        value = getattr(schedule, field.name)
+        value: Any = getattr(schedule, field.name)
         if isinstance(value, Duration):
             changes[field.name] = fraction(clock.fraction(value))
-        elif dataclasses.is_dataclass(value):
-            changes[field.name] = resolve_schedule(value, clock)  # type: ignore[type-var]
-    resolve: Callable[..., _S] = dataclasses.replace
-    return resolve(schedule, **changes)
+        elif isinstance(value, Schedule):
+            changes[field.name] = resolve_schedule(value, clock)
+    replace: Callable[..., Schedule] = dataclasses.replace
+    return replace(schedule, **changes)

@@ -157,9 +157,7 @@ def _cropped_and_mirrored(
     return _taken(images, _reflected(rows, height), _reflected(columns, width))
 
 
-def _mirrored(
-    indices: Tensor, augmentation: Augmentation, seed: int, epoch: int
-) -> Tensor | None:
+def _mirrored(indices: Tensor, augmentation: Augmentation, seed: int, epoch: int) -> Tensor | None:
     if augmentation.flip == "none":
         return None
     if augmentation.flip == "random":

@@ -14,7 +14,14 @@ from torch import Tensor
 from anybatch.errors import InputError
 from anybatch.recipe import Augmentation
 
-__all__ = ["augments", "map_tensors", "refuse_augmentation", "split_item", "to_device"]
+__all__ = [
+    "augments",
+    "map_tensors",
+    "refuse_augmentation",
+    "split_item",
+    "tensors_of",
+    "to_device",
+]
 
 
 def split_item(item: Any, *, target_key: str, thing: str) -> tuple[Any, Any]:
@@ -69,6 +76,21 @@ def map_tensors(function: Callable[[Tensor], Tensor], nest: Any) -> Any:
     if isinstance(nest, tuple | list):
         return tuple(map_tensors(function, value) for value in nest)
     return nest
+
+
+def tensors_of(nest: Any) -> list[Tensor]:
+    """The tensors of a nest, in order.
+
+    Args:
+        nest: a tensor, or a tuple, list or dict of nests.
+    """
+    if isinstance(nest, Tensor):
+        return [nest]
+    if isinstance(nest, Mapping):
+        nest = tuple(nest.values())
+    if isinstance(nest, tuple | list):
+        return [tensor for value in nest for tensor in tensors_of(value)]
+    return []
 
 
 def to_device(nest: Any, device: torch.device) -> Any:

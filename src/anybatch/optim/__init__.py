@@ -1,0 +1,1 @@
+"""Update rules and gradient transforms: one per file."""

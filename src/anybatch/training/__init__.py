@@ -1,0 +1,1 @@
+"""Training: from a Task and a Recipe to records and a Run."""

@@ -1,0 +1,155 @@
+"""What can only be checked once a task, a recipe and a model have met."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anybatch.data.items import tensors_of
+from anybatch.data.resident import ResidentSource
+from anybatch.data.source import Batch
+from anybatch.errors import InputError
+from anybatch.objectives import LossFunction
+from anybatch.recipe import Recipe
+from anybatch.task import Task
+from anybatch.training.snapshot import preserved_random_state
+from anybatch.world import World
+
+__all__ = ["call_model", "check_division", "check_model", "first_not_finite"]
+
+
+def call_model(model: nn.Module, inputs: Any) -> Any:
+    """The model's outputs: a tuple is passed as arguments, a dict by name."""
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    if isinstance(inputs, (tuple, list)):
+        return model(*inputs)
+    return model(inputs)
+
+
+def check_division(task: Task, recipe: Recipe, world: World, has_batch_norm: bool) -> None:
+    """Refuse to divide what must stay whole.
+
+    Raises:
+        InputError: a batch under BatchNorm without ghosts, or with a batch-coupled loss, is to be
+            divided over ranks or micro-batches.
+    """
+    by = "over ranks" if world.size > 1 else "into micro-batches" if recipe.micro_batch_size else ""
+    if not by:
+        return
+    if task.loss_scope == "batch":
+        thing = f"a batch with loss_scope batch, divided {by},"
+        raise InputError(thing, "must stay whole", hint="its loss couples all of its examples")
+    if has_batch_norm and recipe.ghost_batch_size is None:
+        rule = f"must be set where a batch under BatchNorm is divided {by}"
+        raise InputError("ghost_batch_size", rule, None, hint="--set ghost_batch_size=32")
+
+
+def check_model(model: nn.Module, task: Task, loss: LossFunction, sample: Batch) -> None:
+    """Run two examples through model, loss and metric and look at the shapes.
+
+    In evaluation mode, without gradients, with every random state put back.
+
+    Raises:
+        InputError: the model refuses the inputs, outputs or losses have the wrong shape, labels
+            lie outside of the outputs.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), preserved_random_state():
+            outputs = _call(model, sample.inputs)
+            if task.kind == "classification" and task.loss is None:
+                _check_classes(task, outputs, sample)
+            losses = _apply("loss", loss, outputs, sample.targets)
+            _check_loss(losses, len(sample.indices), task.loss_scope)
+            values = _apply("metric", task.judge.per_example, outputs, sample.targets)
+            if task.loss_scope == "example" or task.metric is not None:
+                _check_values("metric", values, len(sample.indices))
+    finally:
+        model.train(was_training)
+
+
+def _call(model: nn.Module, inputs: Any) -> Any:
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_of(inputs))
+    try:
+        return call_model(model, inputs)
+    except InputError:
+        raise
+    except Exception as error:
+        rule = f"must accept inputs of shape {shapes}"
+        raise InputError("model", rule, f"{type(error).__name__}: {error}") from error
+
+
+def _apply(thing: str, function: Any, outputs: Any, targets: Any) -> Tensor:
+    try:
+        values = function(outputs, targets)
+    except InputError:
+        raise
+    except Exception as error:
+        rule = f"must accept the model's outputs and the targets{_shapes(outputs, targets)}"
+        raise InputError(thing, rule, f"{type(error).__name__}: {error}") from error
+    if not isinstance(values, Tensor):
+        raise InputError(thing, "must return a tensor", type(values).__name__)
+    return values
+
+
+def _shapes(outputs: Any, targets: Any) -> str:
+    if isinstance(outputs, Tensor) and isinstance(targets, Tensor):
+        return f" of shapes {tuple(outputs.shape)} and {tuple(targets.shape)}"
+    return ""
+
+
+def _check_loss(losses: Tensor, count: int, scope: str) -> None:
+    if scope == "batch":
+        if losses.numel() != 1:
+            rule = "must return one value where loss_scope is batch"
+            raise InputError("loss", rule, f"shape {tuple(losses.shape)}")
+        return
+    _check_values("loss", losses, count)
+
+
+def _check_values(thing: str, values: Tensor, count: int) -> None:
+    if values.shape != (count,):
+        rule = f"must return one value per example, shape ({count},)"
+        hint = 'reduction="none" keeps them apart' if thing == "loss" else ""
+        raise InputError(thing, rule, f"shape {tuple(values.shape)}", hint=hint)
+
+
+def _check_classes(task: Task, outputs: Any, sample: Batch) -> None:
+    if not isinstance(outputs, Tensor) or outputs.dim() < 2:
+        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise InputError("model output", "must be logits of shape (examples, classes)", shape)
+    targets: Any = sample.targets
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.dim() != 1:
+        kind = f"{targets.dtype} {tuple(targets.shape)}" if isinstance(targets, Tensor) else targets
+        rule = "must be whole class numbers of shape (examples,)"
+        raise InputError("targets", rule, kind, hint='kind="regression" for real values')
+    if outputs.shape[0] != len(targets):
+        rule = f"must have {len(targets)} rows for {len(targets)} examples"
+        raise InputError("model output", rule, tuple(outputs.shape))
+    for split in ("train", "validation", "test"):
+        if task.has(split):
+            _check_labels(task.source(split), outputs.shape[1], split)
+
+
+def _check_labels(source: Any, num_classes: int, split: str) -> None:
+    if not isinstance(source, ResidentSource):
+        return  # of a streamed set only the loader sees the labels; see `first_not_finite`
+    wrong = ((source.targets < 0) | (source.targets >= num_classes)).nonzero()
+    if len(wrong):
+        example = int(wrong[0, 0])
+        rule = f"must be in [0, {num_classes}), the model's outputs"
+        raise InputError(f"{split} label of example {example}", rule, int(source.targets[example]))
+
+
+def first_not_finite(batch: Batch) -> int | None:
+    """The index of the first example with a number that is not finite, or None."""
+    for tensor in (*tensors_of(batch.inputs), *tensors_of(batch.targets)):
+        if tensor.is_floating_point():
+            finite = tensor.flatten(1).isfinite().all(1) if tensor.dim() > 1 else tensor.isfinite()
+            if not bool(finite.all()):
+                return int(batch.indices[int((~finite).nonzero()[0, 0])])
+    return None

@@ -1,0 +1,195 @@
+"""Feed: the training examples of one rank, update after update, from any position on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from anybatch.data.iterable import IterableSource
+from anybatch.data.order import epoch_order
+from anybatch.data.source import Batch, Source
+from anybatch.errors import InputError
+from anybatch.recipe import Recipe
+from anybatch.schedules import Clock, Constant, resolve_schedule
+from anybatch.training.sampling import rank_share, update_size
+from anybatch.world import World
+
+__all__ = ["Feed", "Portion", "recipe_clock"]
+
+
+class Portion(NamedTuple):
+    """What one rank takes of one update.
+
+    Attributes:
+        batch: this rank's examples; one placeholder example where its share is empty.
+        num_examples: of the global batch.
+        counted: False where the batch is a placeholder that must weigh nothing.
+    """
+
+    batch: Batch
+    num_examples: int
+    counted: bool
+
+
+def recipe_clock(recipe: Recipe, num_examples: int | None) -> Clock:
+    """Lengths of a recipe's run on data of this size.
+
+    Args:
+        recipe: of the run.
+        num_examples: of the training split; None for a stream of unknown length.
+
+    Raises:
+        InputError: a batch larger than the set, a "full" batch or a duration in epochs of a
+            stream, a duration in updates under a batch-size schedule.
+    """
+    batch_size = recipe.batch_size
+    if batch_size == "full":
+        if num_examples is None:
+            rule = "must be a number for a stream of unknown length"
+            raise InputError("batch_size", rule, "full", hint="or give num_examples")
+        batch_size = num_examples
+    if num_examples is not None and batch_size > num_examples:
+        rule = f"must be <= the {num_examples} training examples"
+        raise InputError("batch_size", rule, batch_size, hint='"full" takes them all')
+    scheduled = recipe.schedules.batch_size != Constant()
+    clock = Clock(num_examples, None if scheduled else batch_size)
+    return Clock(num_examples, clock.batch_size, clock.examples(recipe.duration))
+
+
+@final
+class Feed:
+    """The training examples of one rank.
+
+    Everything it hands out is a function of the position and the settings, so it can begin
+    anywhere; only a stream without random access is read on from where it stands.
+
+    Args:
+        source: training split, on the rank's device.
+        recipe: batch size and its schedule, ghost, seed, augmentation.
+        clock: of the run.
+        world: ranks to share each update with.
+
+    Attributes:
+        examples: seen so far, over all ranks.
+        epoch: number of the pass in progress.
+        offset: examples of that pass seen so far.
+        last_size: examples of the last update.
+    """
+
+    def __init__(self, source: Source, recipe: Recipe, clock: Clock, world: World) -> None:
+        self._source, self._clock, self._world = source, clock, world
+        self._seed, self._augmentation = recipe.seed, recipe.augmentation
+        self._ghost = recipe.ghost_batch_size or 1
+        full = clock.examples_per_epoch if recipe.batch_size == "full" else recipe.batch_size
+        self._batch_size = float(full or 1)
+        self._factor = resolve_schedule(recipe.schedules.batch_size, clock)
+        self.examples = self.epoch = self.offset = 0
+        self.last_size = 0
+        self._batches: Iterator[Batch] | None = None
+        if source.num_examples is None and world.size > 1:
+            rule = "must have a known length to be shared by several ranks"
+            raise InputError("train", rule, hint="give num_examples")
+
+    @property
+    def total_examples(self) -> int:
+        """Examples in the whole run."""
+        return self._clock.total_examples or 0
+
+    @property
+    def progress(self) -> float:
+        """Examples seen / examples of the whole run."""
+        return self.examples / self.total_examples
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the data as a decimal; whole passes for a stream of unknown length."""
+        size = self._clock.examples_per_epoch
+        return self.epoch + (self.offset / size if size else 0.0)
+
+    def next(self) -> Portion:
+        """The next update's portion; the position moves when `advance` is called.
+
+        Raises:
+            InputError: the stream ended before its stated length.
+        """
+        size = self._size(self.examples, self.offset)
+        if self._batches is None:
+            self._batches = self._open()
+        batch = next(self._batches, None)
+        if batch is None and self._clock.examples_per_epoch is None and self.offset > 0:
+            self._start_epoch()  # the stream's length shows only at its end
+            return self.next()
+        if batch is not None and self._clock.examples_per_epoch is None:
+            size = len(batch.indices)
+        start, stop = self._share(size)
+        if batch is None or len(batch.indices) < stop - start:
+            rule = f"must hold the stated {self._clock.examples_per_epoch} examples"
+            raise InputError("train", rule, f"an end within the update after {self.offset}")
+        return Portion(batch, size, counted=stop > start)
+
+    def advance(self, num_examples: int) -> None:
+        """Move past an update that was taken."""
+        self.examples += num_examples
+        self.last_size = num_examples
+        self.offset += num_examples
+        if self.offset == self._clock.examples_per_epoch:
+            self._start_epoch()
+
+    def _start_epoch(self) -> None:
+        self.epoch, self.offset, self._batches = self.epoch + 1, 0, None
+
+    def _size(self, examples: int, offset: int) -> int:
+        batch_size = self._batch_size * self._factor(examples / self.total_examples)
+        left = self.total_examples - examples
+        return update_size(batch_size, offset, self._clock.examples_per_epoch, left)
+
+    def _share(self, num_examples: int) -> tuple[int, int]:
+        world = self._world
+        return rank_share(num_examples, rank=world.rank, world_size=world.size, ghost=self._ghost)
+
+    def _open(self) -> Iterator[Batch]:
+        """This rank's batches from the present position to the end of the epoch."""
+        return self._source.batches(
+            self._index_batches(),
+            epoch=self.epoch,
+            seed=self._seed,
+            augmentation=self._augmentation,
+        )
+
+    def _index_batches(self) -> Iterator[Tensor]:
+        examples, offset, length = self.examples, self.offset, self._clock.examples_per_epoch
+        order = None if length is None else self._order()
+        while examples < self.total_examples and (length is None or offset < length):
+            size = self._size(examples, offset)
+            start, stop = self._share(size)
+            stop = max(stop, start + 1)  # a placeholder where the share is empty
+            if order is None:
+                yield torch.arange(offset + start, offset + stop)
+            else:
+                first = min(offset + start, len(order) - 1)
+                yield order[first : first + stop - start]
+            examples, offset = examples + size, offset + size
+
+    def _order(self) -> Tensor:
+        return epoch_order(self._source, seed=self._seed, epoch=self.epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and the stream's own state where it has one."""
+        state: dict[str, Any] = {
+            "examples": self.examples, "epoch": self.epoch, "offset": self.offset,
+            "last_size": self.last_size,
+        }  # fmt: skip
+        if isinstance(self._source, IterableSource) and self._source.has_state:
+            state["stream"] = self._source.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a saved position."""
+        self.examples, self.epoch = state["examples"], state["epoch"]
+        self.offset, self._batches = state["offset"], None
+        self.last_size = state["last_size"]
+        if "stream" in state and isinstance(self._source, IterableSource):
+            self._source.load_state_dict(state["stream"])

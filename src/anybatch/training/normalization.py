@@ -1,0 +1,193 @@
+"""BatchNorm over ghost batches: statistics that do not depend on ranks or micro-batches.
+
+In training each ghost (consecutive examples of the global batch) is normalized by its own mean
+and variance. The running statistics take one step per update,
+
+    running <- (1 - m) running + m (sum over ghosts of n_ghost * statistic) / (sum of n_ghost),
+
+over the ghosts of all micro-batches and ranks, with the layer's momentum m (or 1/updates where it
+is None) and the unbiased variance, as torch does. With one ghost per update this is torch's own
+BatchNorm.
+
+Reference: Hoffer, Hubara, Soudry 2017, "Train longer, generalize better", algorithm 1 (ghost
+batches; there each ghost moves the running statistics in turn).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from anybatch.errors import InputError
+from anybatch.world import World
+
+__all__ = ["GhostBatchNorm", "GhostLayout", "GhostNormalization"]
+
+
+@dataclass(slots=True)
+class GhostLayout:
+    """What the layers must know of the micro-batch that is passing through.
+
+    Attributes:
+        ghost_batch_size: examples per ghost; None: the whole micro-batch is one.
+        num_examples: of this micro-batch.
+        counted: False for a placeholder batch of a rank without examples.
+    """
+
+    ghost_batch_size: int | None
+    num_examples: int = 0
+    counted: bool = True
+
+
+class GhostBatchNorm(nn.Module):
+    """Takes the place of a BatchNorm layer, with its parameters, buffers and state-dict keys.
+
+    Args:
+        layer: the layer replaced; its parameters and buffers are shared, not copied.
+        layout: filled in by the training before each forward pass.
+        name: of the layer, for messages.
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
+    def __init__(self, layer: _BatchNorm, layout: GhostLayout, name: str) -> None:
+        super().__init__()
+        self.layer_name = name
+        self.layout = layout
+        self.eps, self.momentum = layer.eps, layer.momentum
+        self.register_parameter("weight", layer.weight)
+        self.register_parameter("bias", layer.bias)
+        for buffer in ("running_mean", "running_var", "num_batches_tracked"):
+            self.register_buffer(buffer, getattr(layer, buffer))
+        reference = layer.weight if layer.weight is not None else layer.running_mean
+        dtype = None if reference is None else reference.dtype
+        device = None if reference is None else reference.device
+        # Sums over the ghosts of the update in progress: n * mean, n * variance, n.
+        shape = (2 * layer.num_features + 1,)
+        pending = torch.zeros(shape, dtype=dtype, device=device)
+        self.register_buffer("pending", pending, persistent=False)
+        self.train(layer.training)
+
+    pending: Tensor
+
+    def extra_repr(self) -> str:
+        """Sizes, as torch's layers print them."""
+        return f"{(len(self.pending) - 1) // 2}, ghost_batch_size={self.layout.ghost_batch_size}"
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Normalize ghost by ghost in training, by the running statistics otherwise."""
+        if not self.training and self.running_mean is not None:
+            return torch.nn.functional.batch_norm(
+                inputs, self.running_mean, self.running_var, self.weight, self.bias,
+                training=False, eps=self.eps,
+            )  # fmt: skip
+        if not self.training or self.layout.ghost_batch_size is None:
+            return self._one_ghost(inputs, self.layout.num_examples)
+        rows, rest = divmod(inputs.shape[0], self.layout.num_examples or inputs.shape[0])
+        if rest:
+            rule = f"must get whole examples, {self.layout.num_examples} of them"
+            raise InputError(f"layer {self.layer_name}", rule, f"{inputs.shape[0]} rows")
+        parts = torch.split(inputs, self.layout.ghost_batch_size * rows)
+        if len(parts) == 1:
+            return self._one_ghost(inputs, inputs.shape[0] // rows)
+        return torch.cat([self._one_ghost(part, part.shape[0] // rows) for part in parts])
+
+    def _one_ghost(self, inputs: Tensor, num_examples: int) -> Tensor:
+        num_features = inputs.shape[1]
+        # With momentum 1 torch writes the batch's mean and unbiased variance into the buffers.
+        statistics = self.pending.new_zeros(2, num_features)
+        outputs = torch.batch_norm(
+            inputs, self.weight, self.bias, statistics[0], statistics[1],
+            True, 1.0, self.eps, torch.backends.cudnn.enabled,
+        )  # fmt: skip
+        if self.training and self.layout.counted and self.running_mean is not None:
+            if inputs.numel() == num_features:  # one value per channel has no unbiased variance
+                statistics[1].zero_()
+            sums = self.pending
+            sums[:-1].add_(statistics.flatten(), alpha=num_examples)
+            sums[-1] += num_examples
+        return outputs
+
+    def take_step(self, sums: Tensor) -> None:
+        """Move the running statistics by the update's summed ghost statistics."""
+        if self.running_mean is None or self.running_var is None:
+            return
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked += 1
+        momentum = self.momentum
+        if momentum is None:
+            tracked = self.num_batches_tracked
+            momentum = 1.0 / float(tracked if tracked is not None else 1)
+        mean, variance = (sums[:-1] / sums[-1]).view(2, -1)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), momentum)
+        self.pending.zero_()
+
+
+class GhostNormalization:
+    """The BatchNorm layers of one model, brought under the ghost law.
+
+    Args:
+        model: changed in place: every BatchNorm1d, 2d and 3d becomes a `GhostBatchNorm`.
+        ghost_batch_size: examples per ghost; None: each micro-batch is one ghost.
+
+    Raises:
+        InputError: the model itself is a BatchNorm layer, or holds SyncBatchNorm.
+    """
+
+    def __init__(self, model: nn.Module, ghost_batch_size: int | None) -> None:
+        self.layout = GhostLayout(ghost_batch_size)
+        self.layers: list[GhostBatchNorm] = []
+        self._replaced: dict[int, GhostBatchNorm] = {}
+        if isinstance(model, _BatchNorm):
+            raise InputError("model", "must hold its BatchNorm inside of another module")
+        self._replace(model, "")
+
+    def _replace(self, module: nn.Module, prefix: str) -> None:
+        for name, child in module.named_children():
+            path = f"{prefix}.{name}" if prefix else name
+            if isinstance(child, nn.SyncBatchNorm):
+                rule = "must not be SyncBatchNorm"
+                raise InputError(f"layer {path}", rule, hint="use BatchNorm and ghost_batch_size")
+            if isinstance(child, _BatchNorm) and id(child) not in self._replaced:
+                layer = GhostBatchNorm(child, self.layout, path)
+                self._replaced[id(child)] = layer
+                self.layers.append(layer)
+            if id(child) in self._replaced:
+                setattr(module, name, self._replaced[id(child)])
+            else:
+                self._replace(child, path)
+
+    def begin(self, num_examples: int, *, counted: bool) -> None:
+        """Announce the next micro-batch to the layers."""
+        self.layout.num_examples = num_examples
+        self.layout.counted = counted
+
+    def discard(self) -> None:
+        """Forget the ghosts of an update that is not taken."""
+        for layer in self.layers:
+            layer.pending.zero_()
+
+    def take_step(self, world: World) -> None:
+        """Move every layer's running statistics once, over all ranks.
+
+        Collectives: one all-reduce of 2 * channels + 1 values per layer, packed together.
+        """
+        if not self.layers:
+            return
+        if world.size == 1:
+            for layer in self.layers:
+                layer.take_step(layer.pending)
+            return
+        packed = torch.cat([layer.pending for layer in self.layers])
+        world.sum_in_place(packed)
+        sizes = [len(layer.pending) for layer in self.layers]
+        for layer, sums in zip(self.layers, torch.split(packed, sizes), strict=True):
+            layer.take_step(sums)

@@ -1,0 +1,85 @@
+"""The training losses since the last record, kept on the device until it is due."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from anybatch.world import World
+
+__all__ = ["LossWindow"]
+
+
+@final
+class LossWindow:
+    """Per-example losses of the updates since the last record.
+
+    Nothing is added up or read before `reduce`, so an update costs no kernel and no
+    synchronization.
+
+    Args:
+        device: of the losses.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._losses: list[list[Tensor]] = []
+        self._sizes: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    @property
+    def num_examples(self) -> int:
+        """Examples of the updates so far, over all ranks."""
+        return sum(self._sizes)
+
+    def append(self, losses: list[Tensor], num_examples: int) -> None:
+        """Add an update.
+
+        Args:
+            losses: one vector of per-example losses for each of this rank's micro-batches.
+            num_examples: of the global batch.
+        """
+        self._losses.append(losses)
+        self._sizes.append(num_examples)
+
+    def reduce(self, world: World) -> tuple[float, int | None]:
+        """Mean loss per example, and which update of the window was first not finite, if any.
+
+        Empties the window.
+
+        Collectives:
+            One all-reduce of a number per update; every rank must call.
+        """
+        sums = self._sums()
+        world.sum_in_place(sums)
+        values = sums.tolist()
+        mean = sum(values) / max(1, self.num_examples)
+        bad = (number for number, finite in enumerate(sums.isfinite().tolist()) if not finite)
+        self._losses, self._sizes = [], []
+        return mean, next(bad, None)
+
+    def _sums(self) -> Tensor:
+        """Summed loss of each update on this rank, float64."""
+        if (
+            len({tuple(map(len, losses)) for losses in self._losses}) == 1
+            and len(self._losses[0]) == 1
+        ):
+            return torch.stack([losses[0] for losses in self._losses]).sum(1, dtype=torch.float64)
+        sums = torch.zeros(len(self._sizes), dtype=torch.float64, device=self._device)
+        for number, losses in enumerate(self._losses):
+            for vector in losses:
+                sums[number] += vector.sum(dtype=torch.float64)
+        return sums
+
+    def state_dict(self) -> dict[str, Any]:
+        """The window as it stands (this rank's losses)."""
+        return {"losses": self._losses, "sizes": self._sizes}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
+        self._losses = [[v.to(self._device) for v in losses] for losses in state["losses"]]
+        self._sizes = list(state["sizes"])
