@@ -426,6 +426,7 @@ class Recipe:
         stopping: evaluation interval, target, patience.
         compute: device and arithmetic.
         records: what is written.
+        image_size: side in pixels that a streamed image folder is brought to, >= 1; None: 224.
         description: a sentence for people.
 
     Example:
@@ -448,16 +449,17 @@ class Recipe:
     stopping: Stopping = field(default_factory=Stopping)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     records: RecordSettings = field(default_factory=RecordSettings)
+    image_size: int | None = None
     description: str = ""
 
     def __post_init__(self) -> None:
         if self.duration.unit == "fraction":
             raise InputError("duration", "must be in epochs, updates or examples", self.duration)
         _positive("duration", self.duration.count)
-        for name in ("batch_size", "micro_batch_size", "ghost_batch_size"):
+        for name in ("batch_size", "micro_batch_size", "ghost_batch_size", "image_size"):
             size = getattr(self, name)
             if isinstance(size, int):
-                _require(name, size, "must be >= 1 example", size >= 1)
+                _require(name, size, "must be >= 1", size >= 1)
         _require("seed", self.seed, "must be in [0, 2**63)", 0 <= self.seed < 2**63)
         if self.micro_batch_size and self.ghost_batch_size:
             rule = f"must be a multiple of ghost_batch_size {self.ghost_batch_size}"

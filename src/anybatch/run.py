@@ -19,10 +19,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, BinaryIO, Literal, TypeAlias, final
 
 from anybatch.errors import ExitCode, InputError
 from anybatch.recipe import Recipe
@@ -30,7 +30,7 @@ from anybatch.recipe_file import read_recipe_file
 from anybatch.recipe_mapping import recipe_from_mapping, recipe_to_mapping
 from anybatch.records import EvalRecord, Record, StepRecord, from_json, plain, to_json
 
-__all__ = ["SCHEMA", "Run", "Status", "StatusName", "write_atomically"]
+__all__ = ["SCHEMA", "Run", "Status", "StatusName", "read_json", "write_atomically", "write_json"]
 
 SCHEMA = 1
 
@@ -79,8 +79,12 @@ class Status:
         return 128 + self.signal if self.signal else int(_EXIT_CODES.get(self.name, ExitCode.OK))
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file so that either the old or the new one is there, whatever happens between.
+
+    Args:
+        path: of the file.
+        write: writes the content to the file object it is given.
 
     Raises:
         InputError: the disk is full or the place is not writable; the old file stays.
@@ -88,7 +92,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -138,8 +142,8 @@ class Run:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise not_writable(path, error) from None
-        _write_json(path / "task.json", {"schema": SCHEMA} | task)
-        _write_json(path / "recipe.json", recipe_to_mapping(recipe))
+        write_json(path / "task.json", {"schema": SCHEMA} | task)
+        write_json(path / "recipe.json", recipe_to_mapping(recipe))
         run = cls(path)
         run.write_status(Status(name="running"))
         return run
@@ -153,35 +157,35 @@ class Run:
 
     def replace_recipe(self, recipe: Recipe) -> None:
         """Write a changed recipe (only the duration may change, when a run is extended)."""
-        _write_json(self.path / "recipe.json", recipe_to_mapping(recipe))
+        write_json(self.path / "recipe.json", recipe_to_mapping(recipe))
 
     @property
     def task(self) -> dict[str, Any]:
         """How the task is made again."""
-        return _read_json(self.path / "task.json")
+        return read_json(self.path / "task.json")
 
     def add_environment(self, environment: dict[str, Any]) -> None:
         """Append this session's versions, hardware and command to `environment.json`."""
         sessions = [*self.environments, environment]
-        _write_json(self.path / "environment.json", {"schema": SCHEMA, "sessions": sessions})
+        write_json(self.path / "environment.json", {"schema": SCHEMA, "sessions": sessions})
 
     @property
     def environments(self) -> list[dict[str, Any]]:
         """One entry for each session that trained this run, oldest first."""
         path = self.path / "environment.json"
-        return list(_read_json(path)["sessions"]) if path.exists() else []
+        return list(read_json(path)["sessions"]) if path.exists() else []
 
     # --- status ----------------------------------------------------------------------------
 
     def write_status(self, status: Status) -> None:
         """Replace `status.json`."""
         values = {"schema": SCHEMA} | dataclasses.asdict(status)
-        _write_json(self.path / "status.json", values)
+        write_json(self.path / "status.json", values)
 
     @property
     def status(self) -> Status:
         """How the run stands, or ended."""
-        values = _read_json(self.path / "status.json")
+        values = read_json(self.path / "status.json")
         values.pop("schema", None)
         return Status(**values)
 
@@ -260,12 +264,18 @@ class Run:
         return "; ".join(parts)
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Replace a JSON file atomically; numbers that are not finite are written as text."""
     text = json.dumps(plain(values), indent=1, allow_nan=False)
-    write_atomically(path, text.encode() + b"\n")
+    write_atomically(path, lambda file: file.write(text.encode() + b"\n"))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        InputError: it is missing, not JSON, or not an object.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

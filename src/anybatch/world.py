@@ -94,6 +94,11 @@ class World:
         dist.all_gather_object(gathered, value)
         return cast("list[_T]", gathered)
 
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.size > 1:
+            dist.barrier()
+
     def parallel(self, model: nn.Module) -> nn.Module:
         """The model wrapped so that its backward pass sums gradients over the ranks.
 

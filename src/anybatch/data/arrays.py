@@ -104,10 +104,11 @@ def check_finite(nest: Any, thing: str) -> None:
     elif isinstance(nest, tuple):
         for position, value in enumerate(nest):
             check_finite(value, f"{thing}[{position}]")
-    elif nest.is_floating_point():
+    elif nest.is_floating_point() and nest.numel():
         rows_at_once = max(1, _NUMBERS_CHECKED_AT_ONCE // max(1, nest[0].numel()))
         for first in range(0, len(nest), rows_at_once):
-            rows = nest[first : first + rows_at_once].flatten(start_dim=1)
+            rows = nest[first : first + rows_at_once]
+            rows = rows.reshape(len(rows), -1)
             broken = ~rows.isfinite()
             if broken.any():
                 row, column = broken.nonzero()[0].tolist()

@@ -132,7 +132,7 @@ def decode_image(file: ImageFile) -> Image.Image:
         raise
     except Exception as error:  # Pillow raises many kinds on broken files
         raise InputError(
-            file.name, f"must be a whole JPEG or PNG image: {_without_address(error)}"
+            file.name, "must be a whole JPEG or PNG image", _without_address(error)
         ) from error
 
 
@@ -189,7 +189,8 @@ def _in_archive(path: Path) -> _Entries:
     except Exception as error:  # the decompressors have errors of their own kinds
         raise InputError(
             str(path),
-            f"must be a folder or a whole .tar, .tar.gz, .tar.bz2 or .tar.xz: {error}",
+            "must be a folder or a whole .tar, .tar.gz, .tar.bz2 or .tar.xz",
+            f"{type(error).__name__}: {error}",
         ) from error
 
 

@@ -57,7 +57,7 @@ class IterableSource:
             raise InputError(f"{split} stream", "must be iterable", type(stream).__name__)
         if num_examples is not None and num_examples < 1:
             raise InputError(f"{split} num_examples", "must be >= 1", num_examples)
-        self._stream = _Stream(stream, split)
+        self._stream = _Stream(stream, num_examples, split)
         self._num_examples = num_examples
         self._target_key = target_key
         self._collate_fn = collate_fn or default_collate
@@ -190,7 +190,10 @@ class IterableSource:
             batch = self._collate_fn(items)
         except Exception as error:
             raise InputError(
-                thing, f"must collate: {type(error).__name__}: {error}", hint="give a collate_fn"
+                thing,
+                "must be collated",
+                f"{type(error).__name__}: {error}",
+                hint="give a collate_fn",
             ) from error
         inputs, targets = split_item(batch, target_key=self._target_key, thing=thing)
         return to_device(inputs, self._device), to_device(targets, self._device)
@@ -199,8 +202,9 @@ class IterableSource:
 class _Stream:
     """The stream itself, shared by all sources made from it, and the place of its last pass."""
 
-    def __init__(self, stream: Any, split: str) -> None:
+    def __init__(self, stream: Any, num_examples: int | None, split: str) -> None:
         self.split = split
+        self._num_examples = num_examples
         # A dataset may be callable too: what can be iterated is iterated.
         self._is_factory = not hasattr(stream, "__iter__")
         self._given = stream
@@ -213,7 +217,9 @@ class _Stream:
 
     def state_dict(self) -> dict[str, Any]:
         self._require_state()
-        position = self._first_position if self._last_pass is None else self._last_pass.position
+        position = self._first_position
+        if self._last_pass is not None:
+            position = 0 if self._last_pass.has_ended else self._last_pass.position
         return {"position": position, "stream": self._given.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -225,6 +231,8 @@ class _Stream:
     def start_pass(self, position: int) -> _Pass:
         first = self._first_position
         self._first_position = 0
+        if self.has_state:
+            first = self._let_full_pass_end(first)
         iterator = self._given() if self._is_factory else iter(self._given)
         last = self._last_pass
         if last is not None and iterator is last.iterator:
@@ -245,6 +253,16 @@ class _Stream:
         self._last_pass = _Pass(iterator, first, self.split)
         return self._last_pass
 
+    def _let_full_pass_end(self, first: int) -> int:
+        # All examples were taken, but a stream that keeps its place begins anew only after it has
+        # been asked for one more. Returns the number of its next element.
+        if self._last_pass is not None and self._last_pass.position == self._num_examples:
+            next(self._last_pass.iterator, None)
+        if first == self._num_examples:
+            next(iter(self._given), None)
+            return 0
+        return first
+
     def _require_state(self) -> None:
         if not self.has_state:
             raise InputError(
@@ -261,6 +279,7 @@ class _Pass:
     def __init__(self, iterator: Iterator[Any], position: int, split: str) -> None:
         self.iterator = iterator
         self.position = position
+        self.has_ended = False
         self._split = split
 
     def read(self, positions: list[int]) -> list[Any]:
@@ -277,11 +296,13 @@ class _Pass:
                             "must hold at least one example",
                             hint=_FRESH_HINT,
                         ) from None
+                    self.has_ended = True
                     return items
                 except Exception as error:
                     raise InputError(
                         f"{self._split} stream",
-                        f"must give example {self.position}: {type(error).__name__}: {error}",
+                        f"must give example {self.position}",
+                        f"{type(error).__name__}: {error}",
                     ) from error
                 self.position += 1
             items.append(item)

@@ -115,7 +115,7 @@ def _content(path: Path) -> bytes:
             return gzip.decompress(path.read_bytes())
         return path.read_bytes()
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(str(path), f"must be a whole gzip file: {error}") from error
+        raise InputError(str(path), "must be a whole gzip file", str(error)) from error
     except OSError as error:
         raise InputError(str(path), f"must be readable: {error.strerror}") from error
 

@@ -46,7 +46,8 @@ def read_pickle(path: Path) -> Any:
     except Exception as error:  # the unpickler raises nearly any kind on broken bytes
         raise InputError(
             str(path),
-            f"must be a whole pickle of arrays, lists and numbers: {type(error).__name__}: {error}",
+            "must be a whole pickle of arrays, lists and numbers",
+            f"{type(error).__name__}: {error}",
         ) from error
 
 

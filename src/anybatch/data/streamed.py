@@ -179,7 +179,7 @@ class StreamedSource:
         )
         for loaded in loader:
             if isinstance(loaded, _Failure):
-                raise InputError(loaded.thing, loaded.rule, hint=loaded.hint)
+                raise loaded.as_error()
             inputs, targets = loaded
             yield Batch(
                 to_device(inputs, self.device), to_device(targets, self.device), asked.popleft()
@@ -202,7 +202,13 @@ class _Failure:
 
     thing: str
     rule: str
+    cause: str | None = None
     hint: str = ""
+
+    def as_error(self) -> InputError:
+        if self.cause is None:
+            return InputError(self.thing, self.rule, hint=self.hint)
+        return InputError(self.thing, self.rule, self.cause, hint=self.hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +245,8 @@ class _BatchReader(Dataset[Any]):
                 except Exception as error:  # whatever the dataset of a user raises
                     return _Failure(
                         thing=f"{self.split} dataset",
-                        rule=f"must give example {position}: {type(error).__name__}: {error}",
+                        rule=f"must give example {position}",
+                        cause=f"{type(error).__name__}: {error}",
                     )
         return self._collated(items, positions)
 
@@ -263,8 +270,8 @@ class _BatchReader(Dataset[Any]):
         except Exception as error:  # default_collate raises many kinds
             return _Failure(
                 thing=thing,
-                rule=f"must collate, but examples {_shortened(positions)} do not: "
-                f"{type(error).__name__}: {error}",
+                rule=f"of examples {_shortened(positions)} must be collated",
+                cause=f"{type(error).__name__}: {error}",
                 hint="give a collate_fn",
             )
 

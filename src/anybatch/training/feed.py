@@ -14,6 +14,7 @@ from anybatch.data.source import Batch, Source
 from anybatch.errors import InputError
 from anybatch.recipe import Recipe
 from anybatch.schedules import Clock, Constant, resolve_schedule
+from anybatch.training.checks import first_not_finite
 from anybatch.training.sampling import rank_share, update_size
 from anybatch.world import World
 
@@ -175,6 +176,28 @@ class Feed:
 
     def _order(self) -> Tensor:
         return epoch_order(self._source, seed=self._seed, epoch=self.epoch)
+
+    def refuse_bad_data(self, epoch: int, offset: int, num_examples: int) -> None:
+        """Look whether a past update's loss was not finite because its data were not.
+
+        Args:
+            epoch: of the update.
+            offset: examples of the epoch before it.
+            num_examples: of its global batch.
+
+        Raises:
+            InputError: they were; the example is named. A stream cannot be looked at again.
+        """
+        if not self._source.random_access:
+            return
+        order = epoch_order(self._source, seed=self._seed, epoch=epoch)
+        indices = [order[offset : offset + num_examples]]
+        for batch in self._source.batches(
+            indices, epoch=epoch, seed=self._seed, augmentation=self._augmentation
+        ):
+            bad = first_not_finite(batch)
+            if bad is not None:
+                raise InputError(f"train example {bad}", "must hold finite numbers only")
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and the stream's own state where it has one."""

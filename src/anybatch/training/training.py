@@ -15,6 +15,7 @@ nothing is averaged twice.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from types import TracebackType
@@ -67,6 +68,7 @@ class Training:
     Attributes:
         model: the bare module, on this rank's device.
         optimizer: as torch knows it.
+        clock: lengths of the run.
         feed: the training examples and the position among them.
         updates: taken so far.
         seconds: of training so far, evaluation left out.
@@ -98,6 +100,7 @@ class Training:
         self.world = world or World.from_environment(recipe.compute.device)
         self._sources: dict[SplitName, Source] = {}
         clock = recipe_clock(recipe, task.source("train").num_examples)
+        self.clock = clock
         self._build(clock)
         self.feed = Feed(self._source("train"), recipe, clock, self.world)
         self.updates, self.seconds = 0, 0.0
@@ -237,8 +240,8 @@ class Training:
         self.optimizer.step()
         self._normalization.take_step(self.world)
         self.updates += 1
+        self._window.append(self._losses, num_examples, (self.feed.epoch, self.feed.offset))
         self.feed.advance(num_examples)
-        self._window.append(self._losses, num_examples)
         averaging = self.recipe.averaging
         if self._average is not None and averaging and self.updates % averaging.every == 0:
             self._average.update_parameters(self.model)
@@ -253,16 +256,22 @@ class Training:
 
     def __iter__(self) -> Iterator[Record]:
         """Train to the end, yielding records; a new iterator goes on where the last one stopped."""
-        self.model.train()
-        while self.outcome is None and self.feed.examples < self.feed.total_examples:
-            yield from self._until_record()
-        if self.outcome is None:
-            self.outcome = self._outcome_at_end()
-        if self.outcome.name in ("finished", "target-missed") and self.task.has("test"):
-            yield self.evaluate("test")
+        for records in self.rounds():
+            yield from records
 
-    def _until_record(self) -> Iterator[Record]:
-        """Step until there is something to say, and say it."""
+    def rounds(self) -> Iterator[list[Record]]:
+        """Train to the end, yielding together the records of the same update.
+
+        Between two rounds the training can be saved: nothing is left unsaid.
+        """
+        self.model.train()
+        while self.outcome is None:
+            yield self._round()
+        if self.outcome.name in ("finished", "target-missed") and self.task.has("test"):
+            yield [self.evaluate("test")]
+
+    def _round(self) -> list[Record]:
+        """Step until there is something to say, and say it; ends the training where it ends."""
         started, steps = time.perf_counter(), 0
         while True:
             before = self.feed.examples
@@ -279,48 +288,45 @@ class Training:
         self._window_seconds += elapsed
         if asked and not due and self.updates % self.recipe.records.log_every:
             self.outcome = asked  # the losses so far stay in the window for the next session
-            return
-        yield self._step_record()
+            return []
+        records: list[Record] = [self._step_record()]
         if due and self.outcome is None:
-            yield from self._judged()
+            records += self._judge()
         self.outcome = self.outcome or asked
+        return records
 
-    def _judged(self) -> Iterator[EvalRecord]:
+    def _judge(self) -> list[EvalRecord]:
         """Evaluate and look whether that ends the training."""
         stopping = self.recipe.stopping
-        record = self.evaluate("validation")
-        yield record
-        judged = record
+        record = judged = self.evaluate("validation")
+        records = [record]
         if self.target is not None and stopping.target_on == "test":
             judged = self.evaluate("test")
-            yield judged
+            records.append(judged)
         if self.target is not None and self.target.is_reached(judged):
             reason = f"target {self.target} reached on {judged.split} at update {self.updates}"
             self.outcome = Outcome(name="finished", reason=reason)
         elif self._patience is not None and self._patience.observe(record):
-            self.outcome = self._outcome_at_end(
-                f"no improvement in {stopping.patience} evaluations", judged
-            )
+            reason = f"no improvement in {stopping.patience} evaluations"
+            self.outcome = self._outcome_at_end(reason, judged)
         elif self.feed.examples >= self.feed.total_examples:
-            self.outcome = self._outcome_at_end(judged=judged)
+            self.outcome = self._outcome_at_end("the whole duration was trained", judged)
+        return records
 
-    def _outcome_at_end(
-        self, reason: str = "the whole duration was trained", judged: EvalRecord | None = None
-    ) -> Outcome:
-        if self.target is None or self.target.reached_update is not None:
+    def _outcome_at_end(self, reason: str, judged: EvalRecord) -> Outcome:
+        if self.target is None:
             return Outcome(name="finished", reason=reason)
-        by = ""
-        if judged is not None:
-            value = self.target.measured(judged)
-            by = f" by {abs(value - self.target.value):.4g} ({judged.split} {value:.6g})"
-        return Outcome(name="target-missed", reason=f"{self.target} missed{by}; {reason}")
+        value = self.target.measured(judged)
+        by = f"by {abs(value - self.target.value):.4g} ({judged.split} {value:.6g})"
+        return Outcome(name="target-missed", reason=f"{self.target} missed {by}; {reason}")
 
     def _step_record(self) -> StepRecord:
         seconds, self._window_seconds = self._window_seconds, 0.0
         count, updates = self._window.num_examples, len(self._window)
         loss, bad = self._window.reduce(self.world)
         if bad is not None:
-            self.outcome = self._outcome_of_divergence(self.updates - updates + bad + 1)
+            self.feed.refuse_bad_data(*bad.position, bad.num_examples)
+            self.outcome = self._outcome_of_divergence(self.updates - updates + bad.number)
         norm = self._gradient_norm
         return StepRecord(
             update=self.updates,
@@ -397,6 +403,7 @@ class Training:
             "gradient_norm": self._gradient_norm,
             "target": None if self.target is None else self.target.state_dict(),
             "patience": None if self._patience is None else self._patience.state_dict(),
+            "outcome": None if self.outcome is None else dataclasses.asdict(self.outcome),
             "ranks": self.world.all_values(own),
         }
 
@@ -415,7 +422,9 @@ class Training:
         if self._patience is not None and state["patience"] is not None:
             self._patience.load_state_dict(state["patience"])
         self._normalization.discard()
-        self.outcome = None
+        outcome = state["outcome"]
+        resumable = outcome is None or outcome["name"] == "interrupted"
+        self.outcome = None if resumable else Outcome(**outcome)
         self._load_rank_state(state["ranks"])
 
     def _load_rank_state(self, ranks: list[dict[str, Any]]) -> None:

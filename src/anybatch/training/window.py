@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from anybatch.world import World
 
-__all__ = ["LossWindow"]
+__all__ = ["BadUpdate", "LossWindow"]
+
+
+class BadUpdate(NamedTuple):
+    """The first update of a window whose loss was not finite.
+
+    Attributes:
+        number: counted from 1 within the window.
+        position: (epoch, examples of the epoch before it).
+        num_examples: of its global batch.
+    """
+
+    number: int
+    position: tuple[int, int]
+    num_examples: int
 
 
 @final
@@ -27,6 +41,7 @@ class LossWindow:
         self._device = device
         self._losses: list[list[Tensor]] = []
         self._sizes: list[int] = []
+        self._positions: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
         return len(self._sizes)
@@ -36,18 +51,22 @@ class LossWindow:
         """Examples of the updates so far, over all ranks."""
         return sum(self._sizes)
 
-    def append(self, losses: list[Tensor], num_examples: int) -> None:
+    def append(
+        self, losses: list[Tensor], num_examples: int, position: tuple[int, int] = (0, 0)
+    ) -> None:
         """Add an update.
 
         Args:
             losses: one vector of per-example losses for each of this rank's micro-batches.
             num_examples: of the global batch.
+            position: (epoch, examples of the epoch before it), to find the batch again.
         """
+        self._positions.append(position)
         self._losses.append(losses)
         self._sizes.append(num_examples)
 
-    def reduce(self, world: World) -> tuple[float, int | None]:
-        """Mean loss per example, and which update of the window was first not finite, if any.
+    def reduce(self, world: World) -> tuple[float, BadUpdate | None]:
+        """Mean loss per example, and the first update whose loss was not finite, if any.
 
         Empties the window.
 
@@ -58,9 +77,13 @@ class LossWindow:
         world.sum_in_place(sums)
         values = sums.tolist()
         mean = sum(values) / max(1, self.num_examples)
-        bad = (number for number, finite in enumerate(sums.isfinite().tolist()) if not finite)
-        self._losses, self._sizes = [], []
-        return mean, next(bad, None)
+        finite = sums.isfinite().tolist()
+        bad = None
+        if not all(finite):
+            first = finite.index(False)
+            bad = BadUpdate(first + 1, self._positions[first], self._sizes[first])
+        self._losses, self._sizes, self._positions = [], [], []
+        return mean, bad
 
     def _sums(self) -> Tensor:
         """Summed loss of each update on this rank, float64."""
@@ -77,9 +100,10 @@ class LossWindow:
 
     def state_dict(self) -> dict[str, Any]:
         """The window as it stands (this rank's losses)."""
-        return {"losses": self._losses, "sizes": self._sizes}
+        return {"losses": self._losses, "sizes": self._sizes, "positions": self._positions}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` returned."""
         self._losses = [[v.to(self._device) for v in losses] for losses in state["losses"]]
         self._sizes = list(state["sizes"])
+        self._positions = [(epoch, offset) for epoch, offset in state["positions"]]

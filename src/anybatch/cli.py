@@ -1,0 +1,243 @@
+"""The command line: flat options made from dataclasses, one class a command.
+
+Exits: 0 done, 1 target missed, 2 bad input, 3 diverged, 130 Ctrl-C, 143 SIGTERM. Standard output
+carries the result (one JSON document with --json), standard error everything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, cast
+
+import tyro
+
+from anybatch.errors import ExitCode, InputError
+
+__all__ = ["main"]
+
+_Flag: TypeAlias = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+def _print(text: str = "") -> None:
+    print(text)  # noqa: T201
+
+
+def _print_error(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+@dataclass(kw_only=True)
+class Train:
+    """Train a network on a task, show its progress, and write a run folder.
+
+    Example: anybatch train mnist --target 0.99
+    """
+
+    task: tyro.conf.Positional[str | None] = None
+    """Built-in name (see `anybatch tasks`) or package.module:function; not needed with --resume."""
+    recipe: str | None = None
+    """Shipped name, TOML file or package.module:function; by default the one that fits the task."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Change a field of the recipe, as in --set optimizer.lr=0.3; may be repeated."""
+    data: Path | None = None
+    """Folder of data sets as torchvision lays them out; by default ANYBATCH_DATA, then ./data."""
+    out: Path | None = None
+    """New folder for the run; by default one below runs/."""
+    target: str | None = None
+    """Stop when reached: 0.99, 'accuracy>=0.99' or 'loss<=1.6'; exit 1 if it is missed."""
+    target_on: Literal["validation", "test"] | None = None
+    """Split that the target is judged on; test only for published protocols."""
+    seeds: int = 1
+    """Train this many seeds, one after another; a study that can be resumed."""
+    resume: Path | None = None
+    """Go on with this run, or study, where it stopped."""
+    extend: str | None = None
+    """With --resume: train this much longer, as in --extend '5 epochs'."""
+    json: _Flag = False
+    """Print one JSON document on standard output and nothing else."""
+
+    def run(self) -> int:
+        """Carry the command out and return its exit code."""
+        from anybatch.commands.train import train
+
+        return train(self)
+
+
+@dataclass(kw_only=True)
+class Tasks:
+    """List the built-in tasks, where each is looked for, and whether it was found.
+
+    Example: anybatch tasks --data ~/data
+    """
+
+    data: Path | None = None
+    """Folder of data sets; by default ANYBATCH_DATA, then ./data."""
+    json: _Flag = False
+    """Print one JSON document."""
+
+    def run(self) -> int:
+        """Carry the command out and return its exit code."""
+        from anybatch.commands.tasks import list_tasks
+
+        return list_tasks(self.data, as_json=self.json)
+
+
+@dataclass(kw_only=True)
+class RecipeList:
+    """List the recipes that ship with the package.
+
+    Example: anybatch recipe list
+    """
+
+    json: _Flag = False
+    """Print one JSON document."""
+
+    def run(self) -> int:
+        """Carry the command out and return its exit code."""
+        from anybatch.commands.recipe import list_recipes
+
+        return list_recipes(as_json=self.json)
+
+
+@dataclass(kw_only=True)
+class RecipeShow:
+    """Show a recipe with every default written out, and its conventions in words.
+
+    Example: anybatch recipe show mnist --set optimizer.lr=0.3
+    """
+
+    recipe: tyro.conf.Positional[str]
+    """Shipped name, TOML file, a run's recipe.json, or package.module:function."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Change a field, as in --set optimizer.lr=0.3; may be repeated."""
+    json: _Flag = False
+    """Print one JSON document."""
+
+    def run(self) -> int:
+        """Carry the command out and return its exit code."""
+        from anybatch.commands.recipe import show_recipe
+
+        return show_recipe(self.recipe, self.set, as_json=self.json)
+
+
+@dataclass(kw_only=True)
+class RecipeCheck:
+    """Check a recipe; exit 2 and one line if something is wrong.
+
+    Example: anybatch recipe check my.toml
+    """
+
+    recipe: tyro.conf.Positional[str]
+    """Shipped name, TOML file, a run's recipe.json, or package.module:function."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Change a field, as in --set optimizer.lr=0.3; may be repeated."""
+
+    def run(self) -> int:
+        """Carry the command out and return its exit code."""
+        from anybatch.commands.recipe import check_recipe
+
+        return check_recipe(self.recipe, self.set)
+
+
+@dataclass(kw_only=True)
+class RecipeDiff:
+    """Show every field in which two recipes differ.
+
+    Example: anybatch recipe diff mnist runs/mine/recipe.json
+    """
+
+    one: tyro.conf.Positional[str]
+    """A recipe, by name, file or function."""
+    other: tyro.conf.Positional[str]
+    """Another one."""
+    json: _Flag = False
+    """Print one JSON document."""
+
+    def run(self) -> int:
+        """Carry the command out and return its exit code."""
+        from anybatch.commands.recipe import diff_recipes
+
+        return diff_recipes(self.one, self.other, as_json=self.json)
+
+
+def _named(command: Any, name: str) -> Any:
+    summary = (command.__doc__ or "").strip()
+    return Annotated[command, tyro.conf.subcommand(name, description=summary)]
+
+
+_RECIPE_COMMANDS: Any = (
+    _named(RecipeList, "list")
+    | _named(RecipeShow, "show")
+    | _named(RecipeCheck, "check")
+    | _named(RecipeDiff, "diff")
+)
+
+
+@dataclass(kw_only=True)
+class RecipeCommands:
+    """List, show, check and compare recipes.
+
+    Example: anybatch recipe show mnist
+    """
+
+    command: _RECIPE_COMMANDS = field()
+
+    def run(self) -> int:
+        """Carry the command out and return its exit code."""
+        return int(self.command.run())
+
+
+_COMMANDS: Any = (
+    _named(Train, "train") | _named(Tasks, "tasks") | _named(RecipeCommands, "recipe")
+)
+
+_DESCRIPTION = """Measure a model, its data and a machine, and train at any batch size.
+
+Example: anybatch train digits
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    Args:
+        arguments: without the program's name; None takes the process's.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given in (["--version"], ["-V"]):
+        import importlib.metadata
+
+        _print(f"anybatch {importlib.metadata.version('anybatch')}")
+        return ExitCode.OK
+    try:
+        command = tyro.cli(
+            tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes)(_COMMANDS),
+            prog="anybatch",
+            description=_DESCRIPTION,
+            args=given or ["--help"],
+        )
+        return int(cast("Train", command).run())
+    except SystemExit as end:  # tyro's help (0) and its refusals (2); a signal (143)
+        return int(end.code or 0)
+    except InputError as error:
+        _print_error(f"anybatch: {error}")
+        if "--json" in given:
+            _print(json.dumps({"error": str(error)}))
+        return ExitCode.BAD_INPUT
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone; say nothing more
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+
+
+def script() -> None:
+    """Entry point of the `anybatch` program."""
+    sys.exit(main())

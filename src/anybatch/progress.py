@@ -1,0 +1,101 @@
+"""Progress on the terminal: a bar with loss, metric, speed, time left; plain lines when piped."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TextIO, final
+
+from anybatch.records import EvalRecord, Record, StepRecord
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+__all__ = ["Progress"]
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+@final
+class Progress:
+    """Shows records of one training as they come, on standard error.
+
+    Args:
+        total_examples: of the run.
+        shown: False shows nothing.
+        title: before each line; "" for none.
+        stream: where to; standard error by default, so that standard output stays for results.
+    """
+
+    def __init__(
+        self,
+        total_examples: int,
+        *,
+        shown: bool = True,
+        title: str = "",
+        stream: TextIO | None = None,
+    ) -> None:
+        self._total = total_examples
+        self._stream = stream or sys.stderr
+        self._shown, self._title = shown, title
+        self._bar: RichProgress | None = None
+        self._task: TaskID | None = None
+        self._last_line = 0.0
+        self._loss, self._metric = "", ""
+
+    def __enter__(self) -> Self:
+        if self._shown and self._stream.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f} %"),
+                TextColumn("{task.fields[news]}"),
+                TimeRemainingColumn(),
+                console=Console(file=self._stream),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self._title or "training", total=self._total, news="")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, record: Record) -> None:
+        """Take in a record; evaluations always make a line, steps every ten seconds at most."""
+        if not self._shown:
+            return
+        speed = ""
+        if isinstance(record, EvalRecord):
+            self._metric = f"{record.split} {record.metric_name} {record.metric:.4f}"
+        else:
+            self._loss = f"loss {record.loss:.4f}"
+            speed = f"{record.examples_per_second:,.0f} examples/s"
+        news = "  ".join(text for text in (self._loss, self._metric, speed) if text)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=record.examples, news=news)
+        else:
+            self._show_line(record, news)
+
+    def _show_line(self, record: Record, news: str) -> None:
+        now = time.monotonic()
+        if isinstance(record, StepRecord) and now - self._last_line < _SECONDS_BETWEEN_LINES:
+            return
+        self._last_line = now
+        left = record.seconds * (self._total / max(1, record.examples) - 1.0)
+        head = f"{self._title}  " if self._title else ""
+        line = (
+            f"{head}epoch {record.epoch:7.2f}  update {record.update:7d}  {news}"
+            f"  {record.seconds:.1f} s, about {left:.0f} s left"
+        )
+        print(line, file=self._stream, flush=True)

@@ -1,0 +1,309 @@
+"""Fit: a Task and a Recipe go in, a Run comes out, and nothing finished is ever lost.
+
+for each round of records of the training:
+    append them to the run's logs
+    a checkpoint when it is due
+a checkpoint, the weights and the status at every end: finished, missed, diverged, interrupted
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from anybatch.errors import InputError
+from anybatch.progress import Progress
+from anybatch.recipe import Recipe
+from anybatch.recipe_file import difference
+from anybatch.recipe_mapping import recipe_from_mapping
+from anybatch.records import Record
+from anybatch.run import Run, Status
+from anybatch.schedules import Duration
+from anybatch.task import Task, load_task
+from anybatch.training.checkpoint import (
+    has_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    save_weights,
+)
+from anybatch.training.environment import changes, describe_environment
+from anybatch.training.outcome import Outcome
+from anybatch.training.training import Training
+from anybatch.world import World
+
+__all__ = [
+    "continue_run",
+    "create_run",
+    "default_out",
+    "extended",
+    "fit",
+    "resume",
+    "task_of",
+    "training_records",
+]
+
+
+def fit(
+    task: Task,
+    recipe: Recipe,
+    *,
+    out: Path | str | None = None,
+    progress: bool = True,
+    world: World | None = None,
+) -> Run:
+    """Train a task with a recipe and write a Run.
+
+    Args:
+        task: what is to be learned.
+        recipe: every choice of the training.
+        out: a new folder; None makes one below `runs/`.
+        progress: show a progress bar (plain lines when not on a terminal).
+        world: ranks that train together; None reads torchrun's environment.
+
+    Returns:
+        The Run, whose `status` says how it ended.
+
+    Raises:
+        InputError: something given breaks a rule; nothing is left half-written.
+        KeyboardInterrupt: after Ctrl-C, once the Run has been saved; `resume` continues it.
+    """
+    with Training(task, recipe, world=world) as training:
+        run = create_run(training, Path(out) if out is not None else default_out(task.name))
+        _exhaust(training, run, progress)
+    return run
+
+
+def resume(
+    path: Path | str,
+    *,
+    task: Task | None = None,
+    recipe: Recipe | None = None,
+    extend: Duration | None = None,
+    progress: bool = True,
+) -> Run:
+    """Go on with an interrupted Run, or extend a finished one, to the same numbers bit for bit.
+
+    Args:
+        path: of the run.
+        task: needed only where the run's task was made by hand.
+        recipe: if given, must be the run's own.
+        extend: added to the run's duration, in the same unit; schedules stretch over the new one.
+        progress: show a progress bar (plain lines when not on a terminal).
+
+    Raises:
+        InputError: not a run, a damaged checkpoint, another recipe, or nothing left to do.
+    """
+    run = Run(path)
+    recipe = extended(run, recipe, extend)
+    with Training(task or task_of(run), recipe) as training:
+        continue_run(training, run, extend=extend is not None)
+        _exhaust(training, run, progress)
+    return run
+
+
+def _exhaust(training: Training, run: Run, progress: bool) -> None:
+    with Progress(training.feed.total_examples, shown=progress and training.world.is_first) as bar:
+        for record in training_records(training, run):
+            bar.show(record)
+    if training.outcome is not None and training.outcome.signal == signal.SIGINT:
+        raise KeyboardInterrupt
+    if training.outcome is not None and training.outcome.signal:
+        raise SystemExit(128 + training.outcome.signal)
+
+
+def default_out(name: str) -> Path:
+    """A new folder below `runs/`, named after the task and the time."""
+    stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in name.rpartition("/")[2])
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    path = Path("runs") / f"{stem}-{now}"
+    number = 2
+    while path.exists():
+        path = Path("runs") / f"{stem}-{now}-{number}"
+        number += 1
+    return path
+
+
+def create_run(training: Training, out: Path) -> Run:
+    """The folder of a new run, made by rank 0 once the training could be built.
+
+    Raises:
+        InputError: the folder holds something, or cannot be written.
+    """
+    if training.world.is_first:
+        run = Run.create(out, training.recipe, training.task.reference)
+        run.add_environment(describe_environment(training.world))
+    path = training.world.from_first(out)
+    return Run(path)
+
+
+def task_of(run: Run) -> Task:
+    """The task of a run, made again from its name.
+
+    Raises:
+        InputError: it was made by hand.
+    """
+    reference = run.task
+    if not reference.get("name"):
+        hint = "anybatch.resume(path, task=...)"
+        raise InputError("task", "must be given to resume a run of a task made by hand", hint=hint)
+    data = Path(reference["data"]) if reference.get("data") else None
+    with contextlib.chdir(_folder_of(reference)):
+        return load_task(reference["name"], data=data, image_size=reference.get("image_size"))
+
+
+def _folder_of(reference: dict[str, Any]) -> Path:
+    """The folder that relative paths of the task were meant from."""
+    folder = Path(reference.get("folder") or ".")
+    return folder if folder.is_dir() else Path()
+
+
+def extended(run: Run, recipe: Recipe | None, extend: Duration | None) -> Recipe:
+    """The run's recipe, with a longer duration where it is to be extended.
+
+    Raises:
+        InputError: `recipe` differs from the run's, or the units differ.
+    """
+    own = run.recipe
+    for path, was, now in difference(own, recipe or own):
+        raise InputError(path, f"must be as in the run that is resumed, {was}", now)
+    if extend is None:
+        return own
+    if extend.unit != own.duration.unit:
+        raise InputError("extend", f"must be in {own.duration.unit} like the run", str(extend))
+    return replace(own, duration=Duration(own.duration.count + extend.count, extend.unit))
+
+
+def continue_run(training: Training, run: Run, *, extend: bool) -> list[str]:
+    """Bring a new training to the state of the run's latest checkpoint.
+
+    Args:
+        training: of the run's task and recipe.
+        run: its logs are cut back to the checkpoint.
+        extend: whether the recipe's duration has been lengthened.
+
+    Returns:
+        What differs from the session before and may change the numbers, in words.
+
+    Raises:
+        InputError: damaged checkpoint, changed recipe, or nothing left to do.
+    """
+    environment = describe_environment(training.world)
+    before = run.environments
+    lengths = dict.fromkeys(run.log_lengths(), 0)
+    if has_checkpoint(run):
+        state, lengths = load_checkpoint(run)
+        _check_recipe(training.recipe, recipe_from_mapping(state.pop("recipe")), extend)
+        training.load_state_dict(state)
+        _check_something_left(training, run, extend)
+    training.world.barrier()  # every rank has read before rank 0 writes
+    if training.world.is_first:
+        run.truncate_logs(lengths)
+        run.replace_recipe(training.recipe)
+        run.add_environment(environment)
+        run.write_status(Status(name="running"))
+    return changes(before[-1], environment) if before else []
+
+
+def _check_recipe(recipe: Recipe, own: Recipe, extend: bool) -> None:
+    for path, was, now in difference(own, recipe):
+        if not (extend and path == "duration"):
+            raise InputError(path, f"must be as in the checkpoint, {was}", now)
+
+
+def _check_something_left(training: Training, run: Run, extend: bool) -> None:
+    outcome = training.outcome
+    if outcome is not None and outcome.name == "diverged":
+        raise InputError(str(run.path), "must not have diverged to be resumed", outcome.reason)
+    if extend:
+        training.outcome = None
+    elif outcome is not None and run.status.name in ("finished", "target-missed"):
+        hint = '--extend "5 epochs" trains on'
+        raise InputError(
+            str(run.path), "must have something left to train", outcome.name, hint=hint
+        )
+
+
+def training_records(training: Training, run: Run) -> Iterator[Record]:
+    """Train, write everything into the run, and yield each record once it is on the disk.
+
+    SIGINT and SIGTERM end the training after an update, with a checkpoint; a second one of the
+    same kind acts at once.
+
+    Raises:
+        InputError: bad data met on the way, or a place that cannot be written; the run's status
+            is then "failed".
+    """
+    every = max(1, training.clock.examples(training.recipe.records.checkpoint_every))
+    saved_at, ended = training.feed.examples, False
+    first = training.world.is_first
+    with _stopping_on_signals(training), _noting_failure(training, run):
+        for records in training.rounds():
+            for record in records if first else ():
+                run.append(record)
+            due = saved_at // every != training.feed.examples // every
+            if (due or training.outcome) and not ended:
+                ended, saved_at = training.outcome is not None, training.feed.examples
+                if training.outcome is None or training.outcome.name != "diverged":
+                    save_checkpoint(run, training)
+            yield from records
+        if first:
+            save_weights(run, training)
+            run.write_status(_status(training, training.outcome))
+
+
+@contextmanager
+def _noting_failure(training: Training, run: Run) -> Iterator[None]:
+    """Write the status "failed" when an exception ends the training."""
+    try:
+        yield
+    except Exception as error:
+        if training.world.is_first:
+            reason = f"{type(error).__name__}: {error}"
+            with contextlib.suppress(InputError):  # the disk may be what failed
+                run.write_status(_status(training, Outcome(name="failed", reason=reason)))
+        raise
+
+
+def _status(training: Training, outcome: Outcome | None) -> Status:
+    target = training.target
+    return Status(
+        name=outcome.name if outcome else "running",
+        reason=outcome.reason if outcome else "",
+        update=training.updates,
+        examples=training.feed.examples,
+        seconds=training.seconds,
+        signal=outcome.signal if outcome else None,
+        target=str(target) if target else None,
+        target_seconds=target.reached_seconds if target else None,
+        target_update=target.reached_update if target else None,
+    )
+
+
+@contextmanager
+def _stopping_on_signals(training: Training) -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into a request; outside of the main thread, nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        training.request_stop(Outcome(name="interrupted", reason=f"by {name}", signal=number))
+        signal.signal(number, kept[signal.Signals(number)] or signal.SIG_DFL)
+
+    for number in kept:
+        signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
