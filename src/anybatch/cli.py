@@ -193,9 +193,7 @@ class RecipeCommands:
         return int(self.command.run())
 
 
-_COMMANDS: Any = (
-    _named(Train, "train") | _named(Tasks, "tasks") | _named(RecipeCommands, "recipe")
-)
+_COMMANDS: Any = _named(Train, "train") | _named(Tasks, "tasks") | _named(RecipeCommands, "recipe")
 
 _DESCRIPTION = """Measure a model, its data and a machine, and train at any batch size.
 

@@ -71,6 +71,13 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False)
+        elif self._shown:
+            print(text, file=self._stream, flush=True)
+
     def show(self, record: Record) -> None:
         """Take in a record; evaluations always make a line, steps every ten seconds at most."""
         if not self._shown:

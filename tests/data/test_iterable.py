@@ -134,10 +134,10 @@ def test_a_stream_that_saves_its_place_is_resumed_there():
 def test_a_place_saved_at_the_end_of_a_pass_begins_the_next_one(num_examples):
     groups = torch.arange(20 if num_examples else 30).split(5)
     source = IterableSource(Resumable(), num_examples=num_examples)
-    taken = list(islice(source.batches(groups), 4))
     if num_examples is None:
-        taken = read(source, groups, epoch=1)  # only the end of the stream tells
-    assert len(taken) == 4
+        assert len(read(source, groups)) == 4  # only the end of the stream tells
+    else:
+        assert len(list(islice(source.batches(groups), 4))) == 4
     resumed = IterableSource(Resumable(), num_examples=num_examples)
     resumed.load_state_dict(source.state_dict())
     for stream in (source, resumed):

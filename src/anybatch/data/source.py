@@ -37,17 +37,19 @@ class Batch(NamedTuple):
 class Source(Protocol):
     """The examples of one split.
 
-    Attributes:
-        num_examples: how many examples one epoch has; None when only the end of a stream tells.
-        random_access: whether any index can be fetched at any time. Where False, indices must
-            be asked for in ascending order, and are skipped over otherwise.
+    Without random access, indices must be asked for in ascending order; those in between are
+    skipped over.
     """
 
     @property
-    def num_examples(self) -> int | None: ...
+    def num_examples(self) -> int | None:
+        """Examples in one epoch; None when only the end of a stream tells."""
+        ...
 
     @property
-    def random_access(self) -> bool: ...
+    def random_access(self) -> bool:
+        """Whether any index can be fetched at any time."""
+        ...
 
     def batches(
         self,

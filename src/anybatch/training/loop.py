@@ -46,6 +46,7 @@ __all__ = [
     "extended",
     "fit",
     "resume",
+    "task_from",
     "task_of",
     "training_records",
 ]
@@ -150,7 +151,15 @@ def task_of(run: Run) -> Task:
     Raises:
         InputError: it was made by hand.
     """
-    reference = run.task
+    return task_from(run.task)
+
+
+def task_from(reference: dict[str, Any]) -> Task:
+    """The task that a reference kept in a Run or a Study describes.
+
+    Raises:
+        InputError: it was made by hand.
+    """
     if not reference.get("name"):
         hint = "anybatch.resume(path, task=...)"
         raise InputError("task", "must be given to resume a run of a task made by hand", hint=hint)

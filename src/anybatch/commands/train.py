@@ -1,0 +1,181 @@
+"""`anybatch train`: one run, or a study over seeds, new or resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anybatch.commands.output import show, table
+from anybatch.commands.recipe import conventions
+from anybatch.errors import InputError
+from anybatch.progress import Progress
+from anybatch.recipe import Recipe, Target
+from anybatch.recipe_file import load_recipe, shipped_recipe_names
+from anybatch.run import Run
+from anybatch.schedules import Duration
+from anybatch.study import ArmSummary, Study
+
+if TYPE_CHECKING:
+    from anybatch.cli import Train
+    from anybatch.task import Task
+    from anybatch.training.training import Training
+
+__all__ = ["train"]
+
+_DEFAULT_RECIPE = "default"
+
+
+def train(options: Train) -> int:
+    """Carry out `anybatch train` and return its exit code.
+
+    Raises:
+        InputError: anything given that breaks a rule.
+    """
+    if options.extend is not None and options.resume is None:
+        raise InputError("--extend", "must come with --resume DIR", options.extend)
+    if options.seeds < 1:
+        raise InputError("--seeds", "must be >= 1", options.seeds)
+    if options.resume is not None and Study.is_at(options.resume):
+        return _resume_study(options, options.resume)
+    if options.resume is not None:
+        return _resume_run(options, options.resume)
+    if options.task is None:
+        raise InputError("task", "must be given", hint="`anybatch tasks` lists the built-in ones")
+    recipe = _recipe(options, options.task)
+    return _new_study(options, recipe) if options.seeds > 1 else _new_run(options, recipe)
+
+
+def _recipe(options: Train, task_name: str) -> Recipe:
+    """The recipe asked for, or the one shipped for the task, with the options put in."""
+    name = options.recipe
+    if name is None:
+        base = task_name.partition(":")[0]
+        name = base if base in shipped_recipe_names() else _DEFAULT_RECIPE
+    recipe = load_recipe(name, options.set)
+    stopping = recipe.stopping
+    if options.target is not None:
+        stopping = replace(stopping, target=Target.parse(options.target))
+    if options.target_on is not None:
+        stopping = replace(stopping, target_on=options.target_on)
+    return replace(recipe, stopping=stopping)
+
+
+def _task(options: Train, recipe: Recipe) -> Task:
+    from anybatch.task import load_task
+
+    name = options.task or ""
+    return load_task(name, data=options.data, image_size=recipe.image_size)
+
+
+def _new_run(options: Train, recipe: Recipe) -> int:
+    from anybatch.training.loop import create_run, default_out
+    from anybatch.training.training import Training
+
+    task = _task(options, recipe)
+    with Training(task, recipe) as training:
+        out = options.out or training.world.from_first(default_out(task.name))
+        run = create_run(training, out)
+        if options.recipe is not None and Path(options.recipe).suffix == ".toml":
+            _keep_source(training.world.is_first, Path(options.recipe), run)
+        notes = conventions(recipe) if recipe.loss.reduction == "sum" else []
+        return _carry_on(options, training, run, notes)
+
+
+def _keep_source(is_first: bool, source: Path, run: Run) -> None:
+    """The recipe as the user wrote it, beside the resolved one."""
+    if is_first and source.is_file():
+        shutil.copyfile(source, run.path / "recipe.toml")
+
+
+def _resume_run(options: Train, path: Path) -> int:
+    from anybatch.training.loop import continue_run, extended, task_of
+    from anybatch.training.training import Training
+
+    run = Run(path)
+    asked = None
+    if options.recipe or options.set or options.target or options.target_on:
+        options.recipe = options.recipe or str(path / "recipe.json")
+        asked = _recipe(options, "")
+    extend = Duration.parse(options.extend) if options.extend is not None else None
+    recipe = extended(run, asked, extend)
+    with Training(task_of(run), recipe) as training:
+        notes = continue_run(training, run, extend=extend is not None)
+        return _carry_on(options, training, run, notes)
+
+
+def _carry_on(options: Train, training: Training, run: Run, notes: list[str]) -> int:
+    """Train to the end, showing progress, and say how it went."""
+    from anybatch.training.loop import training_records
+
+    first = training.world.is_first
+    with Progress(training.feed.total_examples, shown=first and not options.json) as bar:
+        for note in notes:
+            bar.say(f"note: {note}")
+        for record in training_records(training, run):
+            bar.show(record)
+    if first and options.json:
+        show(json.dumps(run.to_dict()))
+    elif first:
+        show(f"{run.verdict()}\nrun: {run.path}")
+    return training.world.from_first(run.status.exit_code if first else 0)
+
+
+def _new_study(options: Train, recipe: Recipe) -> int:
+    from anybatch.training.loop import default_out
+
+    _refuse_ranks()
+    task = _task(options, recipe)
+    seeds = range(recipe.seed, recipe.seed + options.seeds)
+    out = options.out or default_out(task.name)
+    study = Study.create(out, {"recipe": recipe}, list(seeds), task.reference)
+    return _run_study(options, study, task)
+
+
+def _resume_study(options: Train, path: Path) -> int:
+    from anybatch.training.loop import task_from
+
+    _refuse_ranks()
+    for name in ("recipe", "target", "target_on", "extend"):
+        if getattr(options, name) is not None:
+            raise InputError(f"--{name}", "must be left out to resume a study", str(path))
+    study = Study(path)
+    return _run_study(options, study, task_from(study.task))
+
+
+def _refuse_ranks() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("--seeds", "must be 1 under torchrun", hint="run a study in one process")
+
+
+def _run_study(options: Train, study: Study, task: Task) -> int:
+    from anybatch.studies.run_study import run_study
+
+    run_study(study, task, progress=not options.json)
+    if options.json:
+        show(json.dumps(study.to_dict()))
+    else:
+        show(_summary_table(study.summaries()))
+        show(f"study: {study.path}")
+    return study.exit_code
+
+
+def _summary_table(summaries: list[ArmSummary]) -> str:
+    head = ["arm", "runs", "metric", "mean", "std", "lowest", "highest", "reached", "seconds"]
+    return table(head, [_summary_cells(summary) for summary in summaries])
+
+
+def _summary_cells(summary: ArmSummary) -> list[str]:
+    numbers = (summary.mean, summary.standard_deviation, summary.lowest, summary.highest)
+    return [
+        summary.arm,
+        f"{summary.n} of {summary.planned}"
+        + (f", {summary.diverged} diverged" if summary.diverged else ""),
+        f"{summary.split} {summary.metric_name}",
+        *("-" if number is None else f"{number:.4f}" for number in numbers),
+        "-" if summary.reached is None else f"{summary.reached} of {summary.n}",
+        "-" if summary.mean_seconds is None else f"{summary.mean_seconds:.1f}",
+    ]

@@ -1,0 +1,1 @@
+"""Studies: many runs under a budget."""
