@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from anybatch.controllers import Patience as Patience
     from anybatch.data.source import Batch as Batch
     from anybatch.errors import InputError as InputError
+    from anybatch.measurement import Estimate as Estimate
+    from anybatch.measurement import Measurement as Measurement
     from anybatch.models.table import ModelShape as ModelShape
     from anybatch.models.table import build_model as build_model
     from anybatch.objectives import Metric as Metric
@@ -63,6 +65,7 @@ _HOMES = {
     "controllers": ("Patience",),
     "data.source": ("Batch",),
     "errors": ("InputError",),
+    "measurement": ("Estimate", "Measurement"),
     "models.table": ("ModelShape", "build_model"),
     "objectives": ("Metric",),
     "recipe": (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,11 @@ from anybatch.errors import ExitCode, InputError
 __all__ = ["main"]
 
 _Flag: TypeAlias = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+_Folder: TypeAlias = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
+_Name: TypeAlias = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
+_Overrides: TypeAlias = Annotated[
+    tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE")
+]
 
 
 def _print(text: str = "") -> None:
@@ -39,25 +45,27 @@ class Train:
     Example: anybatch train mnist --target 0.99
     """
 
-    task: tyro.conf.Positional[str | None] = None
+    task: tyro.conf.Positional[_Name] = None
     """Built-in name (see `anybatch tasks`) or package.module:function; not needed with --resume."""
-    recipe: str | None = None
+    recipe: _Name = None
     """Shipped name, TOML file or package.module:function; by default the one that fits the task."""
-    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    set: _Overrides = ()
     """Change a field of the recipe, as in --set optimizer.lr=0.3; may be repeated."""
-    data: Path | None = None
+    data: _Folder = None
     """Folder of data sets as torchvision lays them out; by default ANYBATCH_DATA, then ./data."""
-    out: Path | None = None
+    out: _Folder = None
     """New folder for the run; by default one below runs/."""
-    target: str | None = None
+    target: Annotated[str | None, tyro.conf.arg(metavar="TARGET")] = None
     """Stop when reached: 0.99, 'accuracy>=0.99' or 'loss<=1.6'; exit 1 if it is missed."""
-    target_on: Literal["validation", "test"] | None = None
+    target_on: Annotated[
+        Literal["validation", "test"] | None, tyro.conf.arg(metavar="{validation,test}")
+    ] = None
     """Split that the target is judged on; test only for published protocols."""
-    seeds: int = 1
+    seeds: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """Train this many seeds, one after another; a study that can be resumed."""
-    resume: Path | None = None
+    resume: _Folder = None
     """Go on with this run, or study, where it stopped."""
-    extend: str | None = None
+    extend: Annotated[str | None, tyro.conf.arg(metavar="DURATION")] = None
     """With --resume: train this much longer, as in --extend '5 epochs'."""
     json: _Flag = False
     """Print one JSON document on standard output and nothing else."""
@@ -76,7 +84,7 @@ class Tasks:
     Example: anybatch tasks --data ~/data
     """
 
-    data: Path | None = None
+    data: _Folder = None
     """Folder of data sets; by default ANYBATCH_DATA, then ./data."""
     json: _Flag = False
     """Print one JSON document."""
@@ -114,7 +122,7 @@ class RecipeShow:
 
     recipe: tyro.conf.Positional[str]
     """Shipped name, TOML file, a run's recipe.json, or package.module:function."""
-    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    set: _Overrides = ()
     """Change a field, as in --set optimizer.lr=0.3; may be repeated."""
     json: _Flag = False
     """Print one JSON document."""
@@ -135,7 +143,7 @@ class RecipeCheck:
 
     recipe: tyro.conf.Positional[str]
     """Shipped name, TOML file, a run's recipe.json, or package.module:function."""
-    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    set: _Overrides = ()
     """Change a field, as in --set optimizer.lr=0.3; may be repeated."""
 
     def run(self) -> int:
@@ -167,7 +175,7 @@ class RecipeDiff:
 
 
 def _named(command: Any, name: str) -> Any:
-    summary = (command.__doc__ or "").strip()
+    summary = re.sub(r"\s*\n\s*", "\n", (command.__doc__ or "").strip())
     return Annotated[command, tyro.conf.subcommand(name, description=summary)]
 
 

@@ -7,6 +7,7 @@
     steps.jsonl         StepRecords
     evals.jsonl         EvalRecords
     checkpoints/        update-000000120.pt and latest.json, which names it with its SHA-256
+    measurements/       one JSON file a kind, raw samples included
     weights.pt          the final weights (averaged ones, where averaging is on)
     status.json         running, finished, target-missed, diverged, interrupted or failed, and why
 
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias, final
 
 from anybatch.errors import ExitCode, InputError
+from anybatch.measurement import Measurement
 from anybatch.recipe import Recipe
 from anybatch.recipe_file import read_recipe_file
 from anybatch.recipe_mapping import recipe_from_mapping, recipe_to_mapping
@@ -243,6 +245,19 @@ class Run:
         for record in self.evals():
             found = record if record.split == split else found
         return found
+
+    # --- measurements ----------------------------------------------------------------------
+
+    def add_measurement(self, measurement: Measurement) -> None:
+        """Write a measurement to `measurements/KIND.json`, replacing one of the same kind."""
+        folder = self.path / "measurements"
+        folder.mkdir(exist_ok=True)
+        write_json(folder / f"{measurement.kind}.json", {"schema": SCHEMA} | measurement.to_dict())
+
+    def measurements(self) -> dict[str, Measurement]:
+        """The measurements by kind."""
+        paths = sorted((self.path / "measurements").glob("*.json"))
+        return {path.stem: Measurement.from_dict(read_json(path)) for path in paths}
 
     def to_dict(self) -> dict[str, Any]:
         """Path, status and last evaluations as plain values, for programs."""

@@ -1,0 +1,66 @@
+"""`python -m benchmarks`: run what has no result yet, then write RESULTS.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from anybatch.errors import ExitCode
+from benchmarks import cifar10_jpeg, mnist, overhead, resume
+from benchmarks.harness import Benchmark, Folders, parse_seconds, run_benchmarks, stored_results
+from benchmarks.report import write_report
+
+__all__ = ["main"]
+
+_BENCHMARKS: tuple[Benchmark, ...] = (overhead, resume, mnist, cifar10_jpeg)
+_HERE = Path(__file__).parent
+_FOLDERS = Folders(results=_HERE / "results", runs=_HERE / "runs")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run benchmarks and return an exit code: 0, 1 if a trial failed, 130 after Ctrl-C.
+
+    Args:
+        arguments: without the program's name; None takes the process's.
+    """
+    options = _parser().parse_args(arguments)
+    chosen = [b for b in _BENCHMARKS if not options.names or b.NAME in options.names]
+    if options.list:
+        for benchmark in chosen:
+            done, planned = len(stored_results(benchmark, _FOLDERS)), len(benchmark.trials())
+            print(f"{benchmark.NAME:14} {done:2} of {planned:2} trials  {benchmark.TITLE}")
+        return ExitCode.OK
+    try:
+        good = run_benchmarks(chosen, _FOLDERS, seconds=options.seconds)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", flush=True)
+        return ExitCode.INTERRUPTED
+    finally:
+        write_report(_BENCHMARKS, _FOLDERS, _HERE / "RESULTS.md")
+    return ExitCode.OK if good else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    names = [benchmark.NAME for benchmark in _BENCHMARKS]
+    parser.add_argument(
+        "names", nargs="*", choices=[*names, []], metavar="NAME", help=", ".join(names)
+    )
+    parser.add_argument(
+        "--for", dest="seconds", type=_duration, metavar="TIME", help='such as "150m"'
+    )
+    parser.add_argument("--list", action="store_true", help="show what there is and what is done")
+    return parser
+
+
+def _duration(text: str) -> float:
+    try:
+        return parse_seconds(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

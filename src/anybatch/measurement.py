@@ -1,0 +1,119 @@
+"""Measurement: what was measured, raw, and what follows from it.
+
+Stored with its raw samples, so that an estimate or a plan can be computed again from the disk
+without timing or training anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from anybatch.errors import InputError
+
+__all__ = ["Estimate", "Measurement"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """A number with its interval, or the reason why there is none.
+
+    Attributes:
+        value: the estimate; None where the samples do not tell.
+        low: lower end of the interval; -inf where it is unbounded.
+        high: upper end of the interval; inf where it is unbounded ("at least low").
+        unit: of all three ("examples", "seconds per update").
+        level: probability that the interval is meant to cover, in (0, 1).
+        reason: why there is no value, or what to know about it.
+
+    Example:
+        >>> str(Estimate(value=210.0, low=180.0, high=260.0, unit="examples"))
+        '210 examples (180 to 260)'
+        >>> str(Estimate(value=None, low=500.0, high=math.inf, unit="examples"))
+        'at least 500 examples'
+    """
+
+    value: float | None
+    low: float = -math.inf
+    high: float = math.inf
+    unit: str = ""
+    level: float = 0.95
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.level < 1.0:
+            raise InputError("level", "must be in (0, 1)", self.level)
+        inside = self.value is None or self.low <= self.value <= self.high
+        if not (self.low <= self.high and inside):
+            rule = "must satisfy low <= value <= high"
+            raise InputError("estimate", rule, (self.low, self.value, self.high))
+
+    def __str__(self) -> str:
+        unit = f" {self.unit}" if self.unit else ""
+        if self.value is not None:
+            return f"{self.value:.4g}{unit} ({self.low:.4g} to {self.high:.4g})"
+        if math.isfinite(self.low):
+            return f"at least {self.low:.4g}{unit}"
+        return f"not known{': ' if self.reason else ''}{self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """One measurement on a task.
+
+    Attributes:
+        kind: what was measured ("lr-range", "noise-scale").
+        settings: everything it was taken with, plain values.
+        samples: raw columns by name, all of the same length.
+        estimates: what follows, by name.
+        seconds: that it took.
+        examples: that it used.
+    """
+
+    kind: str
+    settings: Mapping[str, Any]
+    samples: Mapping[str, tuple[float, ...]]
+    estimates: Mapping[str, Estimate]
+    seconds: float
+    examples: int
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(column) for name, column in self.samples.items()}
+        if len(set(lengths.values())) > 1:
+            raise InputError("samples", "must be columns of the same length", lengths)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, from which `from_dict` makes the same measurement."""
+        return {
+            "kind": self.kind,
+            "settings": dict(self.settings),
+            "samples": {name: list(column) for name, column in self.samples.items()},
+            "estimates": {n: dataclasses.asdict(e) for n, e in self.estimates.items()},
+            "seconds": self.seconds,
+            "examples": self.examples,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Measurement:
+        """The measurement that `to_dict` wrote, also after a way through strict JSON."""
+        estimates = {
+            name: Estimate(**{key: _number(item) for key, item in estimate.items()})
+            for name, estimate in values["estimates"].items()
+        }
+        columns = values["samples"].items()
+        return cls(
+            kind=values["kind"],
+            settings=values["settings"],
+            samples={name: tuple(map(_number, column)) for name, column in columns},
+            estimates=estimates,
+            seconds=values["seconds"],
+            examples=values["examples"],
+        )
+
+
+def _number(value: Any) -> Any:
+    """A number that strict JSON holds as text; anything else as it is."""
+    return float(value) if value in ("nan", "inf", "-inf") else value
