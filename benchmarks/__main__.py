@@ -25,7 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; None takes the process's.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    unknown = set(options.names) - {benchmark.NAME for benchmark in _BENCHMARKS}
+    if unknown:
+        parser.error(f"no benchmark is called {', '.join(sorted(unknown))}; --list shows them")
     chosen = [b for b in _BENCHMARKS if not options.names or b.NAME in options.names]
     if options.list:
         for benchmark in chosen:
@@ -45,9 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     names = [benchmark.NAME for benchmark in _BENCHMARKS]
-    parser.add_argument(
-        "names", nargs="*", choices=[*names, []], metavar="NAME", help=", ".join(names)
-    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; all")
     parser.add_argument(
         "--for", dest="seconds", type=_duration, metavar="TIME", help='such as "150m"'
     )

@@ -25,7 +25,7 @@ __all__ = [
     "Benchmark",
     "Folders",
     "StoredResults",
-    "TrialSkipped",
+    "TrialSkippedError",
     "parse_seconds",
     "run_benchmarks",
     "stored_results",
@@ -71,7 +71,7 @@ class Benchmark(Protocol):
             Plain values, without paths.
 
         Raises:
-            TrialSkipped: it cannot run here.
+            TrialSkippedError: it cannot run here.
         """
         ...
 
@@ -84,7 +84,7 @@ class Benchmark(Protocol):
         ...
 
 
-class TrialSkipped(Exception):
+class TrialSkippedError(Exception):
     """A trial cannot run on this machine; the message says why in one line."""
 
 
@@ -160,7 +160,7 @@ def run_benchmarks(
             print(f"{name}: running", flush=True)
             try:
                 longest = max(longest, _run_and_store(benchmark, key, folders))
-            except TrialSkipped as reason:
+            except TrialSkippedError as reason:
                 print(f"{name}: skipped, {reason}", flush=True)
                 break
             except Exception:  # one broken trial must not cost a night of others

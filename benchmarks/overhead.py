@@ -133,7 +133,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     notes = [
         f"n rounds of {steps} steps; medians and quartiles, the ratio taken within each round.",
         f"Load of the machine before a block at most {load:.2f}.",
-        "anybatch uses torch's fused SGD and gathers some batches at once, which a bare loop may too.",
+        "anybatch uses torch's fused SGD and gathers batches ahead; a bare loop could too.",
     ]
     if versions:
         notes.append("Peers: " + ", ".join(f"{n} {v}" for n, v in sorted(versions.items())) + ".")

@@ -8,6 +8,7 @@ the group is made from its environment: NCCL on CUDA, gloo on the CPU, the same 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from contextlib import AbstractContextManager
 from typing import Any, Literal, TypeVar, cast, final
@@ -110,8 +111,14 @@ class World:
         if self.size == 1 or not any(p.requires_grad for p in model.parameters()):
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
+        # Running statistics are the same on every rank already; torch renamed the switch in 2.13.
+        parameters = inspect.signature(DistributedDataParallel).parameters
+        renamed = "forward_sync_buffers" in parameters
+        buffers: dict[str, Any] = {
+            "forward_sync_buffers" if renamed else "broadcast_buffers": False
+        }
         wrapped = DistributedDataParallel(
-            model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            model, device_ids=ids, gradient_as_bucket_view=True, **buffers
         )
         wrapped.register_comm_hook(None, _sum_bucket)
         return wrapped
@@ -128,7 +135,7 @@ class World:
             dist.destroy_process_group()
 
 
-def _sum_bucket(state: object, bucket: Any) -> torch.futures.Future[Tensor]:
+def _sum_bucket(state, bucket):  # type: ignore[no-untyped-def]  # torch refuses text annotations
     """DDP communication hook: the bucket's sum over ranks, asynchronously."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     future = cast("torch.futures.Future[list[Tensor]]", work.get_future())

@@ -101,7 +101,7 @@ def test_grey_and_palette_images_become_rgb(tmp_path):
     palette = io.BytesIO()
     image = Image.new("P", (6, 6), 1)
     image.putpalette([0, 0, 0, 9, 8, 7])
-    image.save(palette, "PNG", transparency=b"\x00\xff")
+    image.save(palette, "PNG", transparency=b"\x80\x40")
     files["train/cat/0.png"] = palette.getvalue()
     splits = load_image_folder(written(tmp_path, files))
     assert splits.test.inputs[5, 0, 0].tolist() == [12, 12, 12]
@@ -156,9 +156,17 @@ def test_streamed_images_do_not_depend_on_grouping_and_processes(tmp_path, rando
         source = train.to(torch.device("cpu"), num_workers=num_workers)
         batches = source.batches(torch.arange(8).split(batch_size), **arguments)
         assert torch.equal(torch.cat([batch.inputs for batch in batches]), whole.inputs)
-    arguments["epoch"] = 3
-    (other,) = train.batches([torch.arange(8)], **arguments)
-    assert not torch.equal(other.inputs, whole.inputs)
+
+
+def test_random_resized_crops_differ_between_epochs_and_seeds(tmp_path):
+    train = load_image_folder(written(tmp_path, noise_tree()), image_size=16).train
+    augmentation = Augmentation(random_resized_crop=True)
+    seen = [
+        next(train.batches([torch.arange(8)], epoch=epoch, seed=seed, augmentation=augmentation))
+        for epoch, seed in ((0, 0), (1, 0), (0, 1))
+    ]
+    for other in seen[1:]:
+        assert (seen[0].inputs != other.inputs).flatten(1).any(1).all()
 
 
 def test_the_centre_crop_takes_the_centre_of_the_resized_image():

@@ -50,6 +50,9 @@ def test_an_example_is_the_same_whatever_the_grouping(indices, cuts, seed, epoch
     assert torch.equal(torch.cat([batch.inputs for batch in batches]), whole.inputs)
     assert torch.equal(torch.cat([batch.targets for batch in batches]), whole.targets)
     assert torch.equal(whole.targets, chosen)
+    # Groups asked for together are gathered together: ask for one alone, too.
+    (alone,) = IMAGES.batches([chosen[-1:]], **arguments)
+    assert torch.equal(alone.inputs[0], whole.inputs[-1])
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 2048, 3000])
