@@ -1,8 +1,8 @@
-"""What only a GPU can show, in a few minutes and without network or data: `make gpu-check OUT=dir`.
+"""What only a GPU can show, in a few minutes, without network or data: `make gpu-check OUT=dir`.
 
-Each check is a function that returns plain values with an "ok"; the results go to OUT/gpu.json. On a
-machine without CUDA the checks run on the CPU, which proves the script and nothing else; the file
-says so.
+Each check is a function that returns plain values with an "ok"; the results go to OUT/gpu.json. On
+a machine without CUDA the checks run on the CPU, which proves the script and nothing else; the
+file says so.
 """
 
 from __future__ import annotations

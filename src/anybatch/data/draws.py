@@ -146,7 +146,7 @@ def permutation(num_examples: int, *, seed: int, epoch: int) -> Tensor:
         tensor([2, 1, 4, 3, 0, 5])
 
     Cost:
-        One sort: about 6 ms for 60,000 examples, 0.15 s for a million on one core.
+        One sort: about 1 ms for 60,000 examples and 40 ms for a million on one core.
     """
     if num_examples < 0:
         raise InputError("num_examples", "must be >= 0", num_examples)

@@ -1,0 +1,248 @@
+"""Parts of a recipe that do not concern the update rule: model, loss, images, stopping, records."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from anybatch.errors import InputError
+from anybatch.schedules import Duration, epochs
+
+__all__ = [
+    "Augmentation",
+    "ComputeSettings",
+    "ExponentialAverage",
+    "LossSettings",
+    "ModelSettings",
+    "RecordSettings",
+    "Stopping",
+    "Target",
+    "require",
+    "require_decay_rate",
+    "require_not_negative",
+    "require_positive",
+]
+
+
+def require(name: str, value: float, rule: str, holds: bool) -> None:
+    """Refuse a value that is not finite or breaks its rule.
+
+    Args:
+        name: of the field.
+        value: as given.
+        rule: "must be > 0", say.
+        holds: whether the rule is kept.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not (math.isfinite(value) and holds):
+        raise InputError(name, rule, value)
+
+
+def require_positive(name: str, value: float) -> None:
+    """Refuse anything but a finite number > 0."""
+    require(name, value, "must be > 0", value > 0)
+
+
+def require_not_negative(name: str, value: float) -> None:
+    """Refuse anything but a finite number >= 0."""
+    require(name, value, "must be >= 0", value >= 0)
+
+
+def require_decay_rate(name: str, value: float) -> None:
+    """Refuse anything outside of [0, 1)."""
+    require(name, value, "must be in [0, 1)", 0 <= value < 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSettings:
+    """Which of the package's networks; without it the task's own model is built.
+
+    Attributes:
+        name: a name of `anybatch.models` ("resnet9").
+        width: factor on the published channel counts, > 0.
+    """
+
+    name: str
+    width: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_positive("width", self.width)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossSettings:
+    """How per-example losses become the gradient.
+
+    Attributes:
+        reduction: "mean" divides the summed gradient by the batch size; "sum" does not, so lr acts
+            per example: lr_sum = lr_mean / B, and coupled decay_sum = decay_mean * B.
+        label_smoothing: share of the target spread evenly over the classes, in [0, 1).
+    """
+
+    reduction: Literal["mean", "sum"] = "mean"
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_decay_rate("label_smoothing", self.label_smoothing)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Augmentation:
+    """Random changes of the training images; none by default.
+
+    Attributes:
+        crop_padding: pixels of padding on each side before a random crop back to size, >= 0.
+        padding_mode: what the padding holds: the mirrored image or black (raw value 0).
+        flip: horizontal mirror: "random" draws per epoch, "alternating" draws once per example
+            and then mirrors on every second epoch, so both views are seen in each pair of epochs.
+        cutout_size: side in pixels of a square set to the mean colour, >= 0; may reach over the
+            edge.
+        random_resized_crop: crop 8 % to 100 % of the area at an aspect of 3/4 to 4/3 and resize
+            (streamed image folders only).
+    """
+
+    crop_padding: int = 0
+    padding_mode: Literal["reflect", "zero"] = "reflect"
+    flip: Literal["none", "random", "alternating"] = "none"
+    cutout_size: int = 0
+    random_resized_crop: bool = False
+
+    def __post_init__(self) -> None:
+        require_not_negative("crop_padding", self.crop_padding)
+        require_not_negative("cutout_size", self.cutout_size)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExponentialAverage:
+    """Evaluate and keep an exponential moving average of the weights.
+
+    average <- decay average + (1 - decay) weights, after every `every` updates; floating-point
+    buffers are averaged with them.
+
+    Attributes:
+        decay: in [0, 1).
+        every: updates between two steps of the average, >= 1.
+    """
+
+    decay: float
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        require_decay_rate("decay", self.decay)
+        require("every", self.every, "must be >= 1 update", self.every >= 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a run is to reach: a quantity, a relation and a value.
+
+    Attributes:
+        quantity: "loss", the metric's name, or "" for the task's metric.
+        relation: ">=", "<=", or "" for the metric's own direction.
+        value: finite.
+
+    Example:
+        >>> Target.parse("loss<=1.6")
+        Target(quantity='loss', relation='<=', value=1.6)
+        >>> Target.parse("0.99")
+        Target(quantity='', relation='', value=0.99)
+    """
+
+    quantity: str
+    relation: Literal["", ">=", "<="]
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.quantity}{self.relation}{self.value:.12g}"
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """Read "0.99", "loss<=1.6" or "accuracy>=0.99"."""
+        match = re.fullmatch(r"\s*(?:([A-Za-z_][\w-]*)\s*(>=|<=)\s*)?([-+0-9.eE]+)\s*", text)
+        rule = 'must be a number or like "loss<=1.6" or "accuracy>=0.99"'
+        if match is None:
+            raise InputError("target", rule, text)
+        try:
+            value = float(match.group(3))
+        except ValueError:
+            raise InputError("target", rule, text) from None
+        relation: Literal["", ">=", "<="] = ""
+        if match.group(2):
+            relation = ">=" if match.group(2) == ">=" else "<="
+        return cls(match.group(1) or "", relation, value)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stopping:
+    """When a run is evaluated and when it ends before its duration.
+
+    Attributes:
+        evaluate_every: distance between evaluations; the last update is always evaluated.
+        target: stop when reached; None trains for the whole duration.
+        target_on: the split that the target is judged on; "test" only for published protocols.
+        patience: stop after this many evaluations without improvement of the metric, >= 1.
+        min_delta: what counts as improvement, in the metric's unit, >= 0.
+    """
+
+    evaluate_every: Duration = epochs(1)
+    target: Target | None = None
+    target_on: Literal["validation", "test"] = "validation"
+    patience: int | None = None
+    min_delta: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_positive("evaluate_every", self.evaluate_every.count)
+        require_not_negative("min_delta", self.min_delta)
+        if self.patience is not None:
+            require("patience", self.patience, "must be >= 1 evaluation", self.patience >= 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComputeSettings:
+    """Where and in which arithmetic; nothing here is meant to change the result's meaning.
+
+    Attributes:
+        device: "auto" takes CUDA if there is one.
+        precision: "fp32", "bf16" (autocast, fp32 weights) or "fp64".
+        channels_last: memory format of images and filters.
+        compile: run the model through torch.compile.
+        threads: CPU threads per process, >= 1; None leaves torch's choice.
+        num_workers: loader processes per rank for streamed data, >= 0.
+        evaluation_batch_size: examples per forward pass in evaluation, >= 1.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    threads: int | None = None
+    num_workers: int = 0
+    evaluation_batch_size: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.threads is not None:
+            require("threads", self.threads, "must be >= 1", self.threads >= 1)
+        require_not_negative("num_workers", self.num_workers)
+        size = self.evaluation_batch_size
+        require("evaluation_batch_size", size, "must be >= 1 example", size >= 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecordSettings:
+    """What a run writes and how often.
+
+    Attributes:
+        log_every: updates between two step records, >= 1.
+        checkpoint_every: distance between checkpoints; one is also written at every end.
+    """
+
+    log_every: int = 20
+    checkpoint_every: Duration = epochs(1)
+
+    def __post_init__(self) -> None:
+        require("log_every", self.log_every, "must be >= 1 update", self.log_every >= 1)
+        require_positive("checkpoint_every", self.checkpoint_every.count)
