@@ -128,7 +128,6 @@ class GhostBatchNorm(nn.Module):
         mean, variance = (sums[:-1] / sums[-1]).view(2, -1)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
         self.running_var.lerp_(variance.to(self.running_var.dtype), momentum)
-        self.pending.zero_()
 
 
 class GhostNormalization:
@@ -171,7 +170,7 @@ class GhostNormalization:
         self.layout.counted = counted
 
     def discard(self) -> None:
-        """Forget the ghosts of an update that is not taken."""
+        """Forget the ghosts seen so far; each update's gradient begins with that."""
         for layer in self.layers:
             layer.pending.zero_()
 

@@ -1,16 +1,10 @@
-"""Training: the one mutable thing, and the one step that everything is made of.
+"""Training: the one mutable thing. Stepping, records, evaluations, and how it ends.
 
-    for each update:
-        portion <- the feed: this rank's share of the next examples
-        gradient(portion): for each micro-batch: forward, per-example losses, backward with the
-            weights 1/B (mean) or 1 (sum) of the global batch B; summed over ranks on the way
-            transforms of the gradient, in order
-        update(): lr, momentum and decay of this progress; optimizer; BatchNorm's running
-            statistics; averaged weights; the position moves
-        records every `log_every` updates, evaluations when due
-
-Weighting every example by the global count makes accumulation, ranks and a short last batch exact:
-nothing is averaged twice.
+while there is no outcome:
+steps (see `step`) until a record, an evaluation or a wish to stop is due
+the losses since the last record are reduced over ranks; not finite: diverged
+evaluation, when due: target reached? patience at its end? duration over?
+the test split, once
 """
 
 from __future__ import annotations
@@ -22,8 +16,6 @@ from types import TracebackType
 from typing import Any, Self, final
 
 import torch
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from anybatch.controllers import Patience
 from anybatch.data.source import Batch, Source
@@ -32,20 +24,14 @@ from anybatch.recipe import Recipe
 from anybatch.records import EvalRecord, Record, StepRecord
 from anybatch.schedules import Clock
 from anybatch.task import SplitName, Task
-from anybatch.training.build import build_gradient_transform, build_model, build_optimizer
-from anybatch.training.checks import (
-    call_model,
-    check_division,
-    check_model,
-)
+from anybatch.training.build import Optimizer
+from anybatch.training.checks import check_model
 from anybatch.training.evaluation import evaluate
 from anybatch.training.feed import Feed, Portion, recipe_clock
-from anybatch.training.hyperparameters import Hyperparameters
-from anybatch.training.normalization import GhostNormalization
 from anybatch.training.outcome import Outcome, StopRequest, TargetWatch
-from anybatch.training.precision import autocast, cast_inputs
-from anybatch.training.sampling import micro_batches
+from anybatch.training.precision import cast_inputs
 from anybatch.training.snapshot import load_random_state, random_state, seed_everything
+from anybatch.training.step import Step
 from anybatch.training.window import LossWindow
 from anybatch.world import World
 
@@ -66,11 +52,9 @@ class Training:
         world: ranks that train together; None reads torchrun's environment.
 
     Attributes:
-        model: the bare module, on this rank's device.
-        optimizer: as torch knows it.
+        one_step: model, optimizer, and what stands between them.
         clock: lengths of the run.
         feed: the training examples and the position among them.
-        updates: taken so far.
         seconds: of training so far, evaluation left out.
         target: the watch over the target, or None.
         outcome: why the training has ended; None while it has not.
@@ -99,45 +83,19 @@ class Training:
         self._owns_world = world is None
         self.world = world or World.from_environment(recipe.compute.device)
         self._sources: dict[SplitName, Source] = {}
-        clock = recipe_clock(recipe, task.source("train").num_examples)
-        self.clock = clock
-        self._build(clock)
+        self.clock = clock = recipe_clock(recipe, task.source("train").num_examples)
+        self.one_step = Step(task, recipe, clock, self.world)
+        check_model(self.model, task, self.one_step.loss, self._sample())
         self.feed = Feed(self._source("train"), recipe, clock, self.world)
-        self.updates, self.seconds = 0, 0.0
+        self.seconds = 0.0
         self._window = LossWindow(self.world.device)
         self._window_seconds = 0.0
-        self._losses: list[Tensor] = []  # of the gradient in progress
-        self._gradient_norm: Tensor | None = None
-        self._weights: dict[tuple[int, float, torch.dtype], Tensor] = {}
         self._watch(clock)
         self._stop = StopRequest(self.world)
         self.outcome: Outcome | None = None
         seed_everything(recipe.seed + self.world.rank)  # dropout differs between ranks
 
     # --- construction ------------------------------------------------------------------------
-
-    def _build(self, clock: Clock) -> None:
-        """Model, optimizer and what stands between them."""
-        task, recipe = self.task, self.recipe
-        seed_everything(recipe.seed)
-        self.model = build_model(task, recipe.model, recipe.compute, self.world)
-        self._normalization = GhostNormalization(self.model, recipe.ghost_batch_size)
-        check_division(task, recipe, self.world, bool(self._normalization.layers))
-        self._loss = task.loss_function(recipe.loss.label_smoothing)
-        self._parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = build_optimizer(recipe.optimizer, self.model)
-        self._hyperparameters = Hyperparameters(self.optimizer, recipe.schedules, clock)
-        self._transforms = [build_gradient_transform(settings) for settings in recipe.gradient]
-        check_model(self.model, task, self._loss, self._sample())
-        compiled: Any = torch.compile(self.model) if recipe.compute.compile else self.model
-        self._forward = self.world.parallel(compiled)
-        self._average: AveragedModel | None = None
-        if recipe.averaging is not None:
-            average = get_ema_multi_avg_fn(  # type: ignore[no-untyped-call]
-                recipe.averaging.decay
-            )
-            self._average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
-            self._average.update_parameters(self.model)  # begins at the initial weights
 
     def _watch(self, clock: Clock) -> None:
         """Target and patience, and how often they are looked at."""
@@ -176,81 +134,45 @@ class Training:
     # --- the one step ------------------------------------------------------------------------
 
     def gradient(self, portion: Portion) -> None:
-        """Put the gradient of the global batch's loss into every parameter's `.grad`.
-
-        sum over examples of dloss_i/dw, divided by the global count for a mean; then the recipe's
-        transforms, in order.
-
-        Args:
-            portion: this rank's share, from `feed.next()` or made by hand.
-
-        Raises:
-            InputError: labels of a streamed set lie outside of the model's outputs.
-
-        Collectives:
-            The gradient's size, overlapped with the last micro-batch's backward; every rank must
-            call, with a placeholder batch where its share is empty.
-        """
-        for parameter in self._parameters:
-            parameter.grad = None
-        self._losses = []
-        mean = self.recipe.loss.reduction == "mean"
-        weight = float(portion.counted) / (portion.num_examples if mean else 1)
-        parts = list(micro_batches(portion.batch, self.recipe.micro_batch_size))
-        for part in parts[:-1]:
-            with self.world.without_communication(self._forward):
-                self._backward(part, weight, portion.counted)
-        self._backward(parts[-1], weight, portion.counted)
-        for transform in self._transforms:
-            self._gradient_norm = transform(self._parameters)
-
-    def _backward(self, part: Batch, weight: float, counted: bool) -> None:
-        self._normalization.begin(len(part.indices), counted=counted)
-        with autocast(self.recipe.compute, self.world.device):
-            outputs = call_model(self._forward, self._cast(part.inputs))
-            try:
-                losses = self._loss(outputs, self._cast(part.targets))
-            except IndexError as error:
-                raise InputError("targets", "must be classes of the model", str(error)) from error
-        if self.task.loss_scope == "batch":  # one value that stands for every example
-            losses = losses.reshape(1).expand(len(part.indices))
-        losses.backward(self._weight_vector(losses, weight))  # type: ignore[no-untyped-call]
-        if counted:
-            self._losses.append(losses.detach())
-
-    def _weight_vector(self, losses: Tensor, weight: float) -> Tensor:
-        """The gradient of the weighted sum of per-example losses; kept, as few kinds occur."""
-        key = (len(losses), weight, losses.dtype)
-        if key not in self._weights:
-            if len(self._weights) > 8:
-                self._weights.clear()
-            self._weights[key] = torch.full_like(losses.detach(), weight)
-        return self._weights[key]
+        """Put the gradient of an update into every parameter's `.grad`; see `Step.gradient`."""
+        self.one_step.gradient(portion)
 
     def update(self, num_examples: int) -> None:
-        """Take the step that `.grad` asks for and move the position.
+        """Take the step that `.grad` asks for and move the position; see `Step.update`.
 
         Args:
             num_examples: of the global batch whose gradient it is.
-
-        Collectives:
-            BatchNorm's statistics, where there are any; every rank must call.
         """
-        self._hyperparameters.apply(self.feed.progress)
-        self.optimizer.step()
-        self._normalization.take_step(self.world)
-        self.updates += 1
-        self._window.append(self._losses, num_examples, (self.feed.epoch, self.feed.offset))
+        self.one_step.update(self.feed.progress)
+        position = (self.feed.epoch, self.feed.offset)
+        self._window.append(self.one_step.losses, num_examples, position)
         self.feed.advance(num_examples)
-        averaging = self.recipe.averaging
-        if self._average is not None and averaging and self.updates % averaging.every == 0:
-            self._average.update_parameters(self.model)
 
     def step(self) -> None:
         """One update: the next portion's gradient, and the update."""
         portion = self.feed.next()
         self.gradient(portion)
         self.update(portion.num_examples)
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The bare module, on this rank's device."""
+        return self.one_step.model
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """As torch knows it."""
+        return self.one_step.optimizer
+
+    @property
+    def updates(self) -> int:
+        """Updates taken so far."""
+        return self.one_step.updates
+
+    @property
+    def kept_model(self) -> torch.nn.Module:
+        """The model that is evaluated and kept: averaged weights, where averaging is on."""
+        return self.one_step.kept_model
 
     # --- records -----------------------------------------------------------------------------
 
@@ -327,21 +249,21 @@ class Training:
         if bad is not None:
             self.feed.refuse_bad_data(*bad.position, bad.num_examples)
             self.outcome = self._outcome_of_divergence(self.updates - updates + bad.number)
-        norm = self._gradient_norm
+        norm = self.one_step.gradient_norm
         return StepRecord(
             update=self.updates,
             examples=self.feed.examples,
             epoch=self.feed.epochs,
             loss=loss,
             batch_size=self.feed.last_size,
-            **self._hyperparameters.current(),
+            **self.one_step.hyperparameters.current(),
             gradient_norm=None if norm is None else float(norm),
             seconds=self.seconds,
             examples_per_second=count / max(seconds, 1e-9),
         )
 
     def _outcome_of_divergence(self, update: int) -> Outcome:
-        lr = self._hyperparameters.current()["lr"]
+        lr = self.one_step.hyperparameters.current()["lr"]
         reason = (
             f"the training loss is not finite at update {update}; try a third of the lr "
             f"(--set optimizer.lr={lr / 3:.2g}), a warm-up, or clip-global-norm"
@@ -374,11 +296,6 @@ class Training:
             evaluation_seconds=time.perf_counter() - started,
         )
 
-    @property
-    def kept_model(self) -> torch.nn.Module:
-        """The model that is evaluated and kept: averaged weights, where averaging is on."""
-        return self.model if self._average is None else self._average.module
-
     def request_stop(self, outcome: Outcome) -> None:
         """Ask for an end after an update; rank 0's wish counts. Safe in a signal handler."""
         self._stop.ask(outcome)
@@ -393,14 +310,10 @@ class Training:
         """
         own = {"random": random_state(), "window": self._window.state_dict()}
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": None if self._average is None else self._average.state_dict(),
+            "step": self.one_step.state_dict(),
             "feed": self.feed.state_dict(),
-            "updates": self.updates,
             "seconds": self.seconds,
             "window_seconds": self._window_seconds,
-            "gradient_norm": self._gradient_norm,
             "target": None if self.target is None else self.target.state_dict(),
             "patience": None if self._patience is None else self._patience.state_dict(),
             "outcome": None if self.outcome is None else dataclasses.asdict(self.outcome),
@@ -409,19 +322,13 @@ class Training:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Become the training that `state_dict` was taken from."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self._average is not None:
-            self._average.load_state_dict(state["average"])
+        self.one_step.load_state_dict(state["step"])
         self.feed.load_state_dict(state["feed"])
-        self.updates, self.seconds = state["updates"], state["seconds"]
-        self._window_seconds = state["window_seconds"]
-        self._gradient_norm = state["gradient_norm"]
+        self.seconds, self._window_seconds = state["seconds"], state["window_seconds"]
         if self.target is not None and state["target"] is not None:
             self.target.load_state_dict(state["target"])
         if self._patience is not None and state["patience"] is not None:
             self._patience.load_state_dict(state["patience"])
-        self._normalization.discard()
         outcome = state["outcome"]
         resumable = outcome is None or outcome["name"] == "interrupted"
         self.outcome = None if resumable else Outcome(**outcome)

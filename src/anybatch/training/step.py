@@ -1,0 +1,186 @@
+"""Step: model, optimizer and what stands between them; the one step that everything is made of.
+
+    gradient(portion): for each micro-batch: forward, per-example losses, backward with the weights
+        1/B (mean) or 1 (sum) of the global batch B; summed over ranks on the way;
+        then the recipe's transforms of the gradient, in order
+    update(progress): lr, momentum and decay of this progress; optimizer; one step of BatchNorm's
+        running statistics; averaged weights
+
+Weighting every example by the global count makes accumulation, ranks and a short last batch exact:
+nothing is averaged twice. Starting backward from the vector of weights saves the kernels that
+would reduce the losses; they are summed when a record is due.
+"""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from anybatch.data.source import Batch
+from anybatch.errors import InputError
+from anybatch.recipe import Recipe
+from anybatch.schedules import Clock
+from anybatch.task import Task
+from anybatch.training.build import build_gradient_transform, build_model, build_optimizer
+from anybatch.training.checks import call_model, check_division
+from anybatch.training.feed import Portion
+from anybatch.training.hyperparameters import Hyperparameters
+from anybatch.training.normalization import GhostNormalization
+from anybatch.training.precision import autocast, cast_inputs
+from anybatch.training.sampling import micro_batches
+from anybatch.training.snapshot import seed_everything
+from anybatch.world import World
+
+__all__ = ["Step"]
+
+_KEPT_WEIGHT_VECTORS = 8  # one for each size of micro-batch that occurs; few do
+
+
+@final
+class Step:
+    """One update of a model, in two halves.
+
+    Args:
+        task: builds the model and has the loss.
+        recipe: every choice.
+        clock: lengths of the run, for the schedules.
+        world: ranks that step together.
+
+    Attributes:
+        model: the bare module, on this rank's device; weights drawn from the recipe's seed.
+        optimizer: as torch knows it.
+        hyperparameters: scheduled settings of the optimizer.
+        loss: (outputs, targets) -> one value per example, label smoothing included.
+        losses: of the last gradient: one vector for each of this rank's micro-batches.
+        gradient_norm: before clipping, of the last gradient; None where nothing computes it.
+        updates: taken so far.
+
+    Raises:
+        InputError: task, recipe and world do not fit together.
+    """
+
+    def __init__(self, task: Task, recipe: Recipe, clock: Clock, world: World) -> None:
+        self._task, self._recipe, self._world = task, recipe, world
+        seed_everything(recipe.seed)
+        self.model = build_model(task, recipe.model, recipe.compute, world)
+        self._normalization = GhostNormalization(self.model, recipe.ghost_batch_size)
+        check_division(task, recipe, world, bool(self._normalization.layers))
+        self.loss = task.loss_function(recipe.loss.label_smoothing)
+        self._parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(recipe.optimizer, self.model)
+        self.hyperparameters = Hyperparameters(self.optimizer, recipe.schedules, clock)
+        self._transforms = [build_gradient_transform(settings) for settings in recipe.gradient]
+        compiled: Any = torch.compile(self.model) if recipe.compute.compile else self.model
+        self._forward = world.parallel(compiled)
+        self._average = self._new_average()
+        self.losses: list[Tensor] = []
+        self.gradient_norm: Tensor | None = None
+        self.updates = 0
+        self._weights: dict[tuple[int, float, torch.dtype], Tensor] = {}
+
+    def _new_average(self) -> AveragedModel | None:
+        if self._recipe.averaging is None:
+            return None
+        decay = self._recipe.averaging.decay
+        rule = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        average = AveragedModel(self.model, multi_avg_fn=rule, use_buffers=True)
+        average.update_parameters(self.model)  # begins at the initial weights
+        return average
+
+    @property
+    def kept_model(self) -> torch.nn.Module:
+        """The model that is evaluated and kept: averaged weights, where averaging is on."""
+        return self.model if self._average is None else self._average.module
+
+    def gradient(self, portion: Portion) -> None:
+        """Put the gradient of the global batch's loss into every parameter's `.grad`.
+
+        sum over examples of dloss_i/dw, divided by the global count for a mean; then the recipe's
+        transforms, in order. The model must be in training mode.
+
+        Args:
+            portion: this rank's share, from `Feed.next` or made by hand.
+
+        Raises:
+            InputError: labels of a streamed set lie outside of the model's outputs.
+
+        Collectives:
+            The gradient's size, overlapped with the last micro-batch's backward; every rank must
+            call, with a placeholder batch where its share is empty.
+        """
+        for parameter in self._parameters:
+            parameter.grad = None
+        self.losses = []
+        self._normalization.discard()
+        mean = self._recipe.loss.reduction == "mean"
+        weight = float(portion.counted) / (portion.num_examples if mean else 1)
+        *earlier, last = micro_batches(portion.batch, self._recipe.micro_batch_size)
+        for part in earlier:
+            with self._world.without_communication(self._forward):
+                self._backward(part, weight, portion.counted)
+        self._backward(last, weight, portion.counted)
+        for transform in self._transforms:
+            self.gradient_norm = transform(self._parameters)
+
+    def _backward(self, part: Batch, weight: float, counted: bool) -> None:
+        compute = self._recipe.compute
+        self._normalization.begin(len(part.indices), counted=counted)
+        with autocast(compute, self._world.device):
+            outputs = call_model(self._forward, cast_inputs(part.inputs, compute))
+            try:
+                losses = self.loss(outputs, cast_inputs(part.targets, compute))
+            except IndexError as error:
+                raise InputError("targets", "must be classes of the model", str(error)) from error
+        if self._task.loss_scope == "batch":  # one value that stands for every example
+            losses = losses.reshape(1).expand(len(part.indices))
+        losses.backward(self._weight_vector(losses, weight))  # type: ignore[no-untyped-call]
+        if counted:
+            self.losses.append(losses.detach())
+
+    def _weight_vector(self, losses: Tensor, weight: float) -> Tensor:
+        """Where backward starts: the weight of each example's loss."""
+        key = (len(losses), weight, losses.dtype)
+        if key not in self._weights:
+            if len(self._weights) >= _KEPT_WEIGHT_VECTORS:
+                self._weights.clear()
+            self._weights[key] = torch.full_like(losses.detach(), weight)
+        return self._weights[key]
+
+    def update(self, progress: float) -> None:
+        """Take the step that `.grad` asks for.
+
+        Args:
+            progress: examples seen before it / examples of the run; sets scheduled values.
+
+        Collectives:
+            BatchNorm's statistics, where there are any; every rank must call.
+        """
+        self.hyperparameters.apply(progress)
+        self.optimizer.step()
+        self._normalization.take_step(self._world)
+        self.updates += 1
+        averaging = self._recipe.averaging
+        if self._average is not None and averaging and self.updates % averaging.every == 0:
+            self._average.update_parameters(self.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, buffers, optimizer, averages, count; tensors are not copied."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
+            "updates": self.updates,
+            "gradient_norm": self.gradient_norm,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+        self.updates, self.gradient_norm = state["updates"], state["gradient_norm"]
+        self._normalization.discard()
