@@ -1,6 +1,6 @@
 """Overhead: microseconds per step of a small network, driven by anybatch and by its peers.
 
-    python -m benchmarks.overhead --rounds 15 --json overhead.json
+    python -m benchmarks.overhead --rounds 60 --json overhead.json
 
 Arms take turns, one call each a round, in an order that moves on by one every round, so that a
 machine that slows down slows all of them. The ratio is taken within a round.
@@ -21,7 +21,7 @@ import torch
 
 from anybatch.run import write_json
 from benchmarks.overhead_arms import ARMS, BARE, Arm, Setup
-from benchmarks.summaries import markdown_table, median_and_quartiles
+from benchmarks.summaries import markdown_table, median_and_quartiles, median_interval
 
 __all__ = ["NAME", "PREDICTION", "QUESTION", "TITLE", "run_trial", "table", "trials", "verdict"]
 
@@ -39,7 +39,7 @@ PREDICTION = (
 
 _LIMIT = 1.05
 _OURS = "anybatch Training"
-_BLOCKS, _ROUNDS_PER_BLOCK = 3, 10
+_BLOCKS, _ROUNDS_PER_BLOCK = 3, 40
 _PACKAGES = {"ignite": "pytorch-ignite", "accelerate": "accelerate", "lightning": "lightning"}
 
 _Rounds = list[dict[str, float]]
@@ -108,14 +108,16 @@ def verdict(results: dict[str, dict[str, Any]]) -> str:
         results: key -> values of finished trials.
     """
     rounds = _all_rounds(results)
-    ours = median_and_quartiles(_ratios(rounds, _OURS))[0]
-    held = "holds" if ours <= _LIMIT else "does not hold"
+    ours = _ratios(rounds, _OURS)
+    median, (low, high) = median_and_quartiles(ours)[0], median_interval(ours)
+    held = "holds" if high <= _LIMIT else "not decided" if low <= _LIMIT else "does not hold"
     others = [
         f"{arm.name} {median_and_quartiles(_ratios(rounds, arm.name))[0]:.2f} x"
         for arm in ARMS
         if arm.name not in (BARE, _OURS) and _ratios(rounds, arm.name)
     ]
-    return f"{held}: anybatch takes {ours:.2f} x the bare loop ({', '.join(others)})"
+    ratio = f"{median:.2f} x ({low:.2f} to {high:.2f})"
+    return f"{held}: anybatch takes {ratio} the bare loop; {', '.join(others)}"
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -125,13 +127,14 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         results: key -> values of finished trials.
     """
     rounds = _all_rounds(results)
-    header = ["arm", "n", "us per step", "quartiles", "ratio to bare", "quartiles"]
+    header = ["arm", "n", "us per step", "quartiles", "ratio to bare", "quartiles", "95 %"]
     text = markdown_table(header, [_row(arm, rounds) for arm in ARMS])
     versions = {name: v for values in results.values() for name, v in values["versions"].items()}
     steps = next(iter(results.values()))["steps_per_measurement"]
     load = max(values["load_average_before"] for values in results.values())
     notes = [
-        f"n rounds of {steps} steps; medians and quartiles, the ratio taken within each round.",
+        f"n rounds of {steps} steps; medians and quartiles, the ratio taken within each round; 95 %:",
+        "interval of the ratio's median by order statistics.",
         f"Load of the machine before a block at most {load:.2f}.",
         "anybatch uses torch's fused SGD and gathers batches ahead; a bare loop could too.",
     ]
@@ -143,14 +146,19 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 def _row(arm: Arm, rounds: _Rounds) -> list[str]:
     times = [taken[arm.name] for taken in rounds if arm.name in taken]
     if not times:
-        return [arm.name, "0", "not installed", "", "", ""]
+        return [arm.name, "0", "not installed", "", "", "", ""]
     time, low, high = median_and_quartiles(times)
-    ratio, ratio_low, ratio_high = median_and_quartiles(_ratios(rounds, arm.name))
-    quartiles = f"{ratio_low:.3f} to {ratio_high:.3f}"
+    ratios = _ratios(rounds, arm.name)
+    ratio, *quartiles = median_and_quartiles(ratios)
     return [
-        arm.name, str(len(times)), f"{time:.0f}", f"{low:.0f} to {high:.0f}", f"{ratio:.3f}",
-        quartiles,
-    ]  # fmt: skip
+        arm.name,
+        str(len(times)),
+        f"{time:.0f}",
+        f"{low:.0f} to {high:.0f}",
+        f"{ratio:.3f}",
+        "{:.3f} to {:.3f}".format(*quartiles),
+        "{:.3f} to {:.3f}".format(*median_interval(ratios)),
+    ]
 
 
 def _all_rounds(results: dict[str, dict[str, Any]]) -> _Rounds:
@@ -164,7 +172,7 @@ def _ratios(rounds: _Rounds, name: str) -> list[float]:
 def main() -> None:
     """Measure, print the table, and write the raw figures where --json asks for it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=15, help="turns of every arm")
+    parser.add_argument("--rounds", type=int, default=60, help="turns of every arm")
     parser.add_argument("--json", type=Path, help="file to write the raw figures to")
     options = parser.parse_args()
     if options.rounds < 1:

@@ -1,7 +1,7 @@
 """Arms of the overhead benchmark: the same training, driven by each of the peers.
 
 All train the same network on the same tensors with SGD and momentum, in shuffled batches of 32,
-two whole epochs a call, so that the beginning of an epoch counts in every arm. Whatever an arm
+a whole epoch a call, so that the beginning of an epoch counts in every arm. Whatever an arm
 must set up once is done outside of the time. Logging, checkpoints, progress bars and evaluation
 are off in all of them.
 """
@@ -33,7 +33,7 @@ BARE = "bare loop"
 _INPUTS, _HIDDEN, _CLASSES = 784, 100, 10
 _BATCH_SIZE = 32
 _BATCHES_PER_EPOCH = 260  # a multiple of anybatch's 20 updates a record
-_EPOCHS = 2
+_EPOCHS = 1
 _LR, _MOMENTUM = 0.01, 0.9
 _NEVER = epochs(1_000_000)
 

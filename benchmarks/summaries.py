@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
-__all__ = ["markdown_table", "mean_and_spread", "median_and_quartiles"]
+__all__ = ["markdown_table", "mean_and_spread", "median_and_quartiles", "median_interval"]
 
 
 def mean_and_spread(values: Sequence[float], digits: int) -> str:
@@ -42,6 +43,30 @@ def median_and_quartiles(values: Sequence[float]) -> tuple[float, float, float]:
         return values[0], values[0], values[0]
     lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
     return median, lower, upper
+
+
+def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Interval for the median of the distribution that independent values come from.
+
+    The k-th smallest and k-th largest value, with the largest k for which
+    P(Binomial(n, 1/2) < k) <= (1 - confidence) / 2; needs no assumption on the distribution. The
+    whole range where n is too small for any k.
+
+    Args:
+        values: at least one.
+        confidence: in (0, 1).
+
+    Example:
+        >>> median_interval([float(value) for value in range(1, 31)])
+        (10.0, 21.0)
+    """
+    ordered, n = sorted(values), len(values)
+    k, below = 0, 1 / 2**n  # P(Binomial < k + 1)
+    while below <= (1 - confidence) / 2:
+        k += 1
+        below += math.comb(n, k) / 2**n
+    k = max(1, k)
+    return ordered[k - 1], ordered[n - k]
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

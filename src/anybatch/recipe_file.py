@@ -7,6 +7,7 @@ import importlib.resources
 import json
 import sys
 import tomllib
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ __all__ = [
     "difference",
     "import_function",
     "load_recipe",
+    "made_by",
+    "place_of",
     "read_recipe_file",
     "shipped_recipe_names",
 ]
@@ -82,10 +85,47 @@ def import_function(reference: str) -> Any:
     except Exception as error:
         rule = "must name a module that imports without error"
         raise InputError(reference, rule, f"{type(error).__name__}: {error}") from error
+    except SystemExit as error:
+        rule = "must name a module that does not exit when it is imported"
+        raise InputError(reference, rule, f"SystemExit: {error}") from None
     if not hasattr(module, attribute):
         hint = nearest(attribute, dir(module))
         raise InputError(reference, f"must name something in {module_name}", attribute, hint=hint)
     return getattr(module, attribute)
+
+
+def made_by(reference: str) -> Any:
+    """What the function that "package.module:function" names returns; another object, as it is.
+
+    Raises:
+        InputError: it cannot be imported, or it raises.
+    """
+    made = import_function(reference)
+    if not callable(made):
+        return made
+    try:
+        return made()
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        rule = "must be a function that returns without error"
+        raise InputError(
+            reference, rule, f"{type(error).__name__}: {error}", hint=place_of(error)
+        ) from error
+
+
+def place_of(error: BaseException) -> str:
+    """Where an error was raised, like "task.py:12 in build"; "" if nothing is known.
+
+    Args:
+        error: caught, so that it has a traceback.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    return (
+        f"{Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}"
+        if frames
+        else ""
+    )
 
 
 def load_recipe(reference: str, overrides: Iterable[str] = ()) -> Recipe:
@@ -100,8 +140,7 @@ def load_recipe(reference: str, overrides: Iterable[str] = ()) -> Recipe:
     if reference in shipped:
         mapping = _parse_toml(shipped[reference].read_text("utf-8"), f"recipe {reference}")
     elif ":" in reference and not Path(reference).exists():
-        made = import_function(reference)
-        made = made() if callable(made) else made
+        made = made_by(reference)
         if not isinstance(made, Recipe):
             raise InputError(reference, "must return a Recipe", type(made).__name__)
         mapping = recipe_to_mapping(made)

@@ -21,7 +21,7 @@ from anybatch.schedules import Duration
 if typing.TYPE_CHECKING:
     import cattrs
 
-__all__ = ["nearest", "recipe_from_mapping", "recipe_to_mapping"]
+__all__ = ["nearest", "recipe_from_mapping", "recipe_to_mapping", "to_plain"]
 
 _TEXT_TYPES = (Duration, Target)
 
@@ -52,19 +52,20 @@ def recipe_from_mapping(mapping: Mapping[str, Any]) -> Recipe:
 
 def recipe_to_mapping(recipe: Recipe) -> dict[str, Any]:
     """The Recipe as nested dicts of plain values, every default written out."""
-    mapping: dict[str, Any] = _to_plain(recipe)
+    mapping: dict[str, Any] = to_plain(recipe)
     return mapping
 
 
-def _to_plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
+    """Any part of a recipe as plain values: durations and targets as text, choices with a name."""
     if isinstance(value, _TEXT_TYPES):
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         tag = {"name": type(value).name} if _is_tagged(type(value)) else {}  # type: ignore[attr-defined]
         fields = dataclasses.fields(value)
-        return tag | {f.name: _to_plain(getattr(value, f.name)) for f in fields}
+        return tag | {f.name: to_plain(getattr(value, f.name)) for f in fields}
     if isinstance(value, (tuple, list)):
-        return [_to_plain(item) for item in value]
+        return [to_plain(item) for item in value]
     return value
 
 

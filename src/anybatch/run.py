@@ -17,10 +17,13 @@ length that its checkpoint recorded.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias, final
@@ -32,7 +35,17 @@ from anybatch.recipe_file import read_recipe_file
 from anybatch.recipe_mapping import recipe_from_mapping, recipe_to_mapping
 from anybatch.records import EvalRecord, Record, StepRecord, from_json, plain, to_json
 
-__all__ = ["SCHEMA", "Run", "Status", "StatusName", "read_json", "write_atomically", "write_json"]
+__all__ = [
+    "SCHEMA",
+    "Run",
+    "Status",
+    "StatusName",
+    "new_folder",
+    "not_writable",
+    "read_json",
+    "write_atomically",
+    "write_json",
+]
 
 SCHEMA = 1
 
@@ -98,14 +111,49 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise not_writable(path, error) from None
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        cause = _system_error(error)
+        if cause is None:
+            raise
+        raise not_writable(path, cause) from None
+
+
+def _system_error(error: BaseException) -> OSError | None:
+    """The OSError behind an error: torch.save turns that of a full disk into a RuntimeError."""
+    found = error.__context__ if isinstance(error, RuntimeError) else error
+    return found if isinstance(found, OSError) else None
 
 
 def not_writable(path: Path, error: OSError) -> InputError:
     """The one line for a place that cannot be written."""
     return InputError(str(path), "must be writable", error.strerror or str(error))
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[None]:
+    """A new folder (or an empty one) to be filled; left as it was if that fails.
+
+    Args:
+        path: of the folder; parents are made with it.
+
+    Raises:
+        InputError: it cannot be made or filled.
+    """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException as error:
+        for entry in path.iterdir() if path.is_dir() else ():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        if isinstance(error, OSError):
+            raise not_writable(path, error) from None
+        raise
 
 
 @final
@@ -140,15 +188,12 @@ class Run:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             hint = f"--resume {path} continues it" if (path / "recipe.json").exists() else ""
             raise InputError("out", "must be a new or empty folder", str(path), hint=hint)
-        try:
-            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise not_writable(path, error) from None
-        write_json(path / "task.json", {"schema": SCHEMA} | task)
-        write_json(path / "recipe.json", recipe_to_mapping(recipe))
-        run = cls(path)
-        run.write_status(Status(name="running"))
-        return run
+        with new_folder(path):
+            (path / "checkpoints").mkdir()
+            write_json(path / "task.json", {"schema": SCHEMA} | task)
+            write_json(path / "status.json", _status_values(Status(name="running")))
+            write_json(path / "recipe.json", recipe_to_mapping(recipe))  # last: makes it a run
+        return cls(path)
 
     # --- what it was made from -------------------------------------------------------------
 
@@ -175,21 +220,31 @@ class Run:
     def environments(self) -> list[dict[str, Any]]:
         """One entry for each session that trained this run, oldest first."""
         path = self.path / "environment.json"
-        return list(read_json(path)["sessions"]) if path.exists() else []
+        sessions = read_json(path).get("sessions") if path.exists() else []
+        if not isinstance(sessions, list) or not all(isinstance(item, dict) for item in sessions):
+            raise InputError(str(path), "must hold a list of sessions")
+        return sessions
 
     # --- status ----------------------------------------------------------------------------
 
     def write_status(self, status: Status) -> None:
         """Replace `status.json`."""
-        values = {"schema": SCHEMA} | dataclasses.asdict(status)
-        write_json(self.path / "status.json", values)
+        write_json(self.path / "status.json", _status_values(status))
 
     @property
     def status(self) -> Status:
-        """How the run stands, or ended."""
-        values = read_json(self.path / "status.json")
+        """How the run stands, or ended.
+
+        Raises:
+            InputError: `status.json` is damaged.
+        """
+        path = self.path / "status.json"
+        values = read_json(path)
         values.pop("schema", None)
-        return Status(**values)
+        try:
+            return Status(**values)
+        except TypeError as error:
+            raise InputError(str(path), "must hold a run's status", str(error)) from None
 
     # --- logs ------------------------------------------------------------------------------
 
@@ -217,10 +272,13 @@ class Run:
         Raises:
             InputError: a log is shorter than that, so lines were lost.
         """
-        for name, length in lengths.items():
-            path = self.path / name
-            if (path.stat().st_size if path.exists() else 0) < length:
-                raise InputError(str(path), f"must hold at least {length} bytes to be resumed")
+        paths = {self.path / name: length for name, length in lengths.items()}
+        for path, length in paths.items():
+            size = path.stat().st_size if path.exists() else 0
+            if size < length:
+                rule = f"must hold at least {length} bytes to be resumed"
+                raise InputError(str(path), rule, size)
+        for path, length in paths.items():
             if path.exists():
                 os.truncate(path, length)
 
@@ -236,8 +294,13 @@ class Run:
         path = self.log_path(kind)
         if not path.exists():
             return
-        for line in path.read_bytes().split(b"\n")[:-1]:  # a line without its end was cut off
-            yield from_json(line.decode(), kind)
+        lines = path.read_bytes().split(b"\n")[:-1]  # a line without its end was cut off
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield from_json(line.decode(), kind)
+            except (ValueError, TypeError, AttributeError) as error:
+                thing = f"{path} line {number}"
+                raise InputError(thing, f"must be a {kind.__name__}", str(error)) from None
 
     def last_eval(self, split: str) -> EvalRecord | None:
         """The latest evaluation of a split, or None."""
@@ -277,6 +340,10 @@ class Run:
                 parts.append(f"{split} {record.metric_name} {record.metric:.4f}")
         parts.append(f"{status.examples:,} examples in {status.seconds:.1f} s of training")
         return "; ".join(parts)
+
+
+def _status_values(status: Status) -> dict[str, Any]:
+    return {"schema": SCHEMA} | dataclasses.asdict(status)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

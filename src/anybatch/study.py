@@ -15,7 +15,7 @@ from typing import Any, final
 from anybatch.errors import ExitCode, InputError
 from anybatch.recipe import Recipe
 from anybatch.recipe_mapping import recipe_from_mapping, recipe_to_mapping
-from anybatch.run import SCHEMA, Run, not_writable, read_json, write_json
+from anybatch.run import SCHEMA, Run, new_folder, read_json, write_json
 
 __all__ = ["ArmSummary", "Study", "Trial"]
 
@@ -99,6 +99,9 @@ class Study:
         if not self.is_at(self.path):
             raise InputError("study", "must be a folder with a study.json", str(path))
         values = read_json(self.path / "study.json")
+        for key, kind in (("seeds", list), ("task", dict), ("arms", dict)):
+            if not isinstance(values.get(key), kind):
+                raise InputError(str(self.path / "study.json"), f"must hold {key}", values.get(key))
         self.seeds: list[int] = values["seeds"]
         self.task: dict[str, Any] = values["task"]
         self.arms = {name: recipe_from_mapping(r) for name, r in values["arms"].items()}
@@ -135,13 +138,10 @@ class Study:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             hint = f"--resume {path} continues it" if cls.is_at(path) else ""
             raise InputError("out", "must be a new or empty folder", str(path), hint=hint)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise not_writable(path, error) from None
         mappings = {name: recipe_to_mapping(recipe) for name, recipe in arms.items()}
         values = {"schema": SCHEMA, "arms": mappings, "seeds": list(seeds), "task": task}
-        write_json(path / "study.json", values)
+        with new_folder(path):
+            write_json(path / "study.json", values)
         return cls(path)
 
     def trials(self) -> list[Trial]:

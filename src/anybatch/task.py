@@ -29,7 +29,7 @@ from anybatch.objectives import (
     per_example,
 )
 from anybatch.recipe import Augmentation, ModelSettings
-from anybatch.recipe_file import import_function
+from anybatch.recipe_file import made_by
 
 __all__ = ["SplitName", "Task", "load_task"]
 
@@ -218,8 +218,7 @@ def load_task(name: str, *, data: Path | None = None, image_size: int | None = N
     }
     base = name.partition(":")[0]
     if base not in DATA_SETS and ":" in name:
-        made = import_function(name)
-        made = made() if callable(made) else made
+        made = made_by(name)
         if not isinstance(made, Task):
             raise InputError(name, "must return a Task", type(made).__name__)
         return replace(made, reference=reference)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from anybatch.commands.output import show, table
 from anybatch.errors import ExitCode
-from anybatch.recipe import Recipe
+from anybatch.recipe import Recipe, Target
 from anybatch.recipe_file import difference, load_recipe, shipped_recipe_names
-from anybatch.recipe_mapping import recipe_to_mapping
+from anybatch.recipe_mapping import recipe_to_mapping, to_plain
+from anybatch.schedules import Duration
 
 __all__ = ["check_recipe", "conventions", "diff_recipes", "list_recipes", "show_recipe"]
 
@@ -27,7 +31,9 @@ def list_recipes(*, as_json: bool) -> int:
 
 
 def show_recipe(reference: str, overrides: Sequence[str], *, as_json: bool) -> int:
-    """Print a resolved recipe as TOML-like lines, or as JSON.
+    """Print a resolved recipe, a field a line with its unit and interval, or as JSON.
+
+    The lines are TOML, so that they can be kept as a file and changed.
 
     Args:
         reference: name, file or function.
@@ -35,11 +41,12 @@ def show_recipe(reference: str, overrides: Sequence[str], *, as_json: bool) -> i
         as_json: print one JSON document instead.
     """
     recipe = load_recipe(reference, overrides)
-    mapping = recipe_to_mapping(recipe)
     if as_json:
-        show(json.dumps(mapping))
+        show(json.dumps(recipe_to_mapping(recipe)))
         return ExitCode.OK
-    show("\n".join(_lines(mapping, "")))
+    rows = list(_rows(recipe, ""))
+    width = min(40, max(len(line) for line, _ in rows))
+    show("\n".join(f"{line.ljust(width)}  {note}".rstrip() for line, note in rows))
     for sentence in conventions(recipe):
         show(f"# {sentence}")
     return ExitCode.OK
@@ -81,15 +88,35 @@ def conventions(recipe: Recipe) -> list[str]:
     return sentences
 
 
-def _lines(mapping: dict[str, Any], prefix: str) -> list[str]:
-    lines: list[str] = []
-    for key, value in mapping.items():
-        if isinstance(value, dict):
-            lines += _lines(value, f"{prefix}{key}.")
-        elif value is not None:
-            lines.append(f"{prefix}{key} = {_value(value)}")
-    return lines
+def _rows(value: Any, prefix: str) -> Iterator[list[str]]:
+    """One row for each field that is set: its line in a file, and what the field means."""
+    notes = _field_notes(type(value))
+    if isinstance(getattr(type(value), "name", None), str):  # the tag of a choice
+        yield [f'{prefix}name = "{value.name}"', ""]
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        if item is None:
+            continue
+        if dataclasses.is_dataclass(item) and not isinstance(item, (Duration, Target)):
+            yield from _rows(item, f"{prefix}{field.name}.")
+        else:
+            text = _value(to_plain(item))
+            yield [f"{prefix}{field.name} = {text}", f"# {notes.get(field.name, '')}"]
+
+
+def _field_notes(cls: type) -> dict[str, str]:
+    """Meaning, unit and interval of each field, from the Attributes of the class's docstring."""
+    _, _, section = inspect.getdoc(cls).partition("Attributes:\n")  # type: ignore[union-attr]
+    section = section.partition("\n\n")[0]
+    entries = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, flags=re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
 
 
 def _value(value: Any) -> str:
+    """A value in TOML's notation; what is None is left out of a table."""
+    if isinstance(value, dict):
+        items = ", ".join(f"{key} = {_value(v)}" for key, v in value.items() if v is not None)
+        return f"{{ {items} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
     return json.dumps(value)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from anybatch.commands.output import show, table
 from anybatch.commands.recipe import conventions
 from anybatch.errors import InputError
-from anybatch.progress import Progress
 from anybatch.recipe import Recipe, Target
 from anybatch.recipe_file import load_recipe, shipped_recipe_names
 from anybatch.run import Run
@@ -109,14 +108,10 @@ def _resume_run(options: Train, path: Path) -> int:
 
 def _carry_on(options: Train, training: Training, run: Run, notes: list[str]) -> int:
     """Train to the end, showing progress, and say how it went."""
-    from anybatch.training.loop import training_records
+    from anybatch.training.loop import train_to_end
 
+    train_to_end(training, run, progress=not options.json, notes=notes)
     first = training.world.is_first
-    with Progress(training.feed.total_examples, shown=first and not options.json) as bar:
-        for note in notes:
-            bar.say(f"note: {note}")
-        for record in training_records(training, run):
-            bar.show(record)
     if first and options.json:
         show(json.dumps(run.to_dict()))
     elif first:

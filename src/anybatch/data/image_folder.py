@@ -94,7 +94,7 @@ def _streamed_sources(classes: ImageClasses, image_size: int | None, path: Path)
         raise InputError(
             "image_size",
             f"must be given, as the images in {path} do not have one size and fit into memory",
-            hint="224 is usual",
+            hint="--set image_size=224, say",
         )
     sources: dict[str, Source] = {
         split: StreamedSource(

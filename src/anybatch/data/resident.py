@@ -178,7 +178,7 @@ class ResidentSource:
         for group in _groups(index_batches, self._examples_ahead()):
             joined = group[0] if len(group) == 1 else torch.cat(group)
             self._check_indices(joined)
-            on_device = joined.to(device)
+            on_device = _moved(joined, device)
             inputs = _gathered(self.inputs, on_device)
             if self.normalization is not None:
                 inputs = augment_images(
@@ -210,6 +210,13 @@ class ResidentSource:
                 f"must lie in [0, {self.num_examples})",
                 lowest if lowest < 0 else highest,
             )
+
+
+def _moved(indices: Tensor, device: torch.device) -> Tensor:
+    """Indices on the device; from pinned memory, so that the host does not wait for a GPU."""
+    if device.type == "cuda":
+        return indices.pin_memory().to(device, non_blocking=True)
+    return indices.to(device)
 
 
 def _groups(index_batches: Iterable[Tensor], examples_ahead: int) -> Iterator[list[Tensor]]:

@@ -90,6 +90,7 @@ class Feed:
         self.examples = self.epoch = self.offset = 0
         self.last_size = 0
         self._batches: Iterator[Batch] | None = None
+        self._portion: Portion | None = None  # handed out, not yet advanced past
         if source.num_examples is None and world.size > 1:
             rule = "must have a known length to be shared by several ranks"
             raise InputError("train", rule, hint="give num_examples")
@@ -111,18 +112,23 @@ class Feed:
         return self.epoch + (self.offset / size if size else 0.0)
 
     def next(self) -> Portion:
-        """The next update's portion; the position moves when `advance` is called.
+        """The next update's portion, the same one until `advance` is called.
 
         Raises:
             InputError: the stream ended before its stated length.
         """
+        if self._portion is None:
+            self._portion = self._read()
+        return self._portion
+
+    def _read(self) -> Portion:
         size = self._size(self.examples, self.offset)
         if self._batches is None:
             self._batches = self._open()
         batch = next(self._batches, None)
         if batch is None and self._clock.examples_per_epoch is None and self.offset > 0:
             self._start_epoch()  # the stream's length shows only at its end
-            return self.next()
+            return self._read()
         if batch is not None and self._clock.examples_per_epoch is None:
             size = len(batch.indices)
         start, stop = self._share(size)
@@ -132,7 +138,14 @@ class Feed:
         return Portion(batch, size, counted=stop > start)
 
     def advance(self, num_examples: int) -> None:
-        """Move past an update that was taken."""
+        """Move past an update that was taken.
+
+        Args:
+            num_examples: of its global batch, which may also have been made by hand.
+        """
+        if self._portion is None or self._portion.num_examples != num_examples:
+            self._batches = None  # another batch than the one read: read on from the new position
+        self._portion = None
         self.examples += num_examples
         self.last_size = num_examples
         self.offset += num_examples
@@ -212,7 +225,7 @@ class Feed:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a saved position."""
         self.examples, self.epoch = state["examples"], state["epoch"]
-        self.offset, self._batches = state["offset"], None
+        self.offset, self._batches, self._portion = state["offset"], None, None
         self.last_size = state["last_size"]
         if "stream" in state and isinstance(self._source, IterableSource):
             self._source.load_state_dict(state["stream"])

@@ -12,7 +12,7 @@ import contextlib
 import datetime
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +48,7 @@ __all__ = [
     "resume",
     "task_from",
     "task_of",
+    "train_to_end",
     "training_records",
 ]
 
@@ -78,7 +79,8 @@ def fit(
     """
     with Training(task, recipe, world=world) as training:
         run = create_run(training, Path(out) if out is not None else default_out(task.name))
-        _exhaust(training, run, progress)
+        train_to_end(training, run, progress=progress)
+        raise_if_signalled(training)
     return run
 
 
@@ -105,15 +107,37 @@ def resume(
     run = Run(path)
     recipe = extended(run, recipe, extend)
     with Training(task or task_of(run), recipe) as training:
-        continue_run(training, run, extend=extend is not None)
-        _exhaust(training, run, progress)
+        notes = continue_run(training, run, extend=extend is not None)
+        train_to_end(training, run, progress=progress, notes=notes)
+        raise_if_signalled(training)
     return run
 
 
-def _exhaust(training: Training, run: Run, progress: bool) -> None:
+def train_to_end(
+    training: Training, run: Run, *, progress: bool = True, notes: Sequence[str] = ()
+) -> None:
+    """Train to the end, whatever it is, writing the run and showing progress on rank 0.
+
+    Args:
+        training: new, or brought to a checkpoint.
+        run: to write.
+        progress: show a progress bar (plain lines when not on a terminal).
+        notes: lines to show above it.
+    """
     with Progress(training.feed.total_examples, shown=progress and training.world.is_first) as bar:
+        for note in notes:
+            bar.say(f"note: {note}")
         for record in training_records(training, run):
             bar.show(record)
+
+
+def raise_if_signalled(training: Training) -> None:
+    """Let the caller of a training that a signal ended know, once everything is saved.
+
+    Raises:
+        KeyboardInterrupt: it was SIGINT.
+        SystemExit: it was SIGTERM; the code is 143.
+    """
     if training.outcome is not None and training.outcome.signal == signal.SIGINT:
         raise KeyboardInterrupt
     if training.outcome is not None and training.outcome.signal:

@@ -7,7 +7,8 @@ and variance. The running statistics take one step per update,
 
 over the ghosts of all micro-batches and ranks, with the layer's momentum m (or 1/updates where it
 is None) and the unbiased variance, as torch does. With one ghost per update this is torch's own
-BatchNorm.
+BatchNorm. A layer that is called more than once in an update takes the mean over all its calls; one
+that is not called keeps its statistics. A ghost of one value per channel has variance 0.
 
 Reference: Hoffer, Hubara, Soudry 2017, "Train longer, generalize better", algorithm 1 (ghost
 batches; there each ghost moves the running statistics in turn).
@@ -100,6 +101,11 @@ class GhostBatchNorm(nn.Module):
         return torch.cat([self._one_ghost(part, part.shape[0] // rows) for part in parts])
 
     def _one_ghost(self, inputs: Tensor, num_examples: int) -> Tensor:
+        if self.running_mean is None:
+            return torch.batch_norm(
+                inputs, self.weight, self.bias, None, None,
+                True, 0.0, self.eps, torch.backends.cudnn.enabled,
+            )  # fmt: skip
         num_features = inputs.shape[1]
         # With momentum 1 torch writes the batch's mean and unbiased variance into the buffers.
         statistics = self.pending.new_zeros(2, num_features)
@@ -107,27 +113,32 @@ class GhostBatchNorm(nn.Module):
             inputs, self.weight, self.bias, statistics[0], statistics[1],
             True, 1.0, self.eps, torch.backends.cudnn.enabled,
         )  # fmt: skip
-        if self.training and self.layout.counted and self.running_mean is not None:
-            if inputs.numel() == num_features:  # one value per channel has no unbiased variance
-                statistics[1].zero_()
+        if self.training and self.layout.counted:
+            # One value per channel has no unbiased variance. Backward needs `statistics` unchanged.
+            known = 1 if inputs.numel() == num_features else 2
             sums = self.pending
-            sums[:-1].add_(statistics.flatten(), alpha=num_examples)
+            sums[: known * num_features].add_(statistics[:known].flatten(), alpha=num_examples)
             sums[-1] += num_examples
         return outputs
 
     def take_step(self, sums: Tensor) -> None:
-        """Move the running statistics by the update's summed ghost statistics."""
+        """Move the running statistics by the update's summed ghost statistics.
+
+        Args:
+            sums: like `pending`, over all ranks; all 0 where no ghost passed, which moves nothing.
+        """
         if self.running_mean is None or self.running_var is None:
             return
+        dtype = self.running_mean.dtype
+        passed = sums[-1].clamp(max=1)  # 1, or 0: on the device, as reading it would synchronize
         if self.num_batches_tracked is not None:
-            self.num_batches_tracked += 1
-        momentum = self.momentum
-        if momentum is None:
-            tracked = self.num_batches_tracked
-            momentum = 1.0 / float(tracked if tracked is not None else 1)
-        mean, variance = (sums[:-1] / sums[-1]).view(2, -1)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-        self.running_var.lerp_(variance.to(self.running_var.dtype), momentum)
+            self.num_batches_tracked += passed.to(self.num_batches_tracked.dtype)
+        momentum = passed * 1.0 if self.momentum is None else passed * self.momentum
+        if self.momentum is None and self.num_batches_tracked is not None:
+            momentum = momentum / self.num_batches_tracked.clamp(min=1)
+        mean, variance = (sums[:-1] / sums[-1].clamp(min=1)).to(dtype).view(2, -1)
+        self.running_mean.lerp_(mean, momentum.to(dtype))
+        self.running_var.lerp_(variance, momentum.to(dtype))
 
 
 class GhostNormalization:
@@ -138,24 +149,38 @@ class GhostNormalization:
         ghost_batch_size: examples per ghost; None: each micro-batch is one ghost.
 
     Raises:
-        InputError: the model itself is a BatchNorm layer, or holds SyncBatchNorm.
+        InputError: the model itself is a BatchNorm layer, or holds SyncBatchNorm, or, with ghosts,
+            a BatchNorm whose forward pass is its own.
+
+    Attributes:
+        layout: what the layers are told of each micro-batch.
+        layers: those replaced.
+        found: whether the model holds any BatchNorm.
     """
 
     def __init__(self, model: nn.Module, ghost_batch_size: int | None) -> None:
         self.layout = GhostLayout(ghost_batch_size)
         self.layers: list[GhostBatchNorm] = []
+        self.found = False
         self._replaced: dict[int, GhostBatchNorm] = {}
         if isinstance(model, _BatchNorm):
             raise InputError("model", "must hold its BatchNorm inside of another module")
         self._replace(model, "")
 
     def _replace(self, module: nn.Module, prefix: str) -> None:
-        for name, child in module.named_children():
+        # Not `named_children`, which leaves out the second name of a shared layer.
+        for name, child in list(module._modules.items()):
+            if child is None:
+                continue
             path = f"{prefix}.{name}" if prefix else name
             if isinstance(child, nn.SyncBatchNorm):
                 rule = "must not be SyncBatchNorm"
                 raise InputError(f"layer {path}", rule, hint="use BatchNorm and ghost_batch_size")
             if isinstance(child, _BatchNorm) and id(child) not in self._replaced:
+                self.found = True
+                if type(child).forward is not _BatchNorm.forward:
+                    self._leave_alone(child, path)
+                    continue
                 layer = GhostBatchNorm(child, self.layout, path)
                 self._replaced[id(child)] = layer
                 self.layers.append(layer)
@@ -163,6 +188,13 @@ class GhostNormalization:
                 setattr(module, name, self._replaced[id(child)])
             else:
                 self._replace(child, path)
+
+    def _leave_alone(self, child: nn.Module, path: str) -> None:
+        """Keep a layer whose forward pass is its own (an activation in it, say)."""
+        if self.layout.ghost_batch_size is not None:
+            rule = "must have torch's own BatchNorm forward pass under ghost_batch_size"
+            hint = "without it and with an undivided batch the layer is used as it is"
+            raise InputError(f"layer {path}", rule, type(child).__name__, hint=hint)
 
     def begin(self, num_examples: int, *, counted: bool) -> None:
         """Announce the next micro-batch to the layers."""

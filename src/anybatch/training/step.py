@@ -67,7 +67,7 @@ class Step:
         seed_everything(recipe.seed)
         self.model = build_model(task, recipe.model, recipe.compute, world)
         self._normalization = GhostNormalization(self.model, recipe.ghost_batch_size)
-        check_division(task, recipe, world, bool(self._normalization.layers))
+        check_division(task, recipe, world, self._normalization.found)
         self.loss = task.loss_function(recipe.loss.label_smoothing)
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(recipe.optimizer, self.model)

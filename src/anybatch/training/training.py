@@ -336,9 +336,9 @@ class Training:
 
     def _load_rank_state(self, ranks: list[dict[str, Any]]) -> None:
         """Generators and pending losses; of another number of ranks, what can be kept."""
-        own = ranks[self.world.rank % len(ranks)]
-        load_random_state(own["random"])
-        self._window.load_state_dict(own["window"])
+        if self.world.rank < len(ranks):  # a further rank keeps the generators it began with
+            load_random_state(ranks[self.world.rank]["random"])
+        self._window.load_state_dict([rank["window"] for rank in ranks], self.world)
 
     def __enter__(self) -> Self:
         return self

@@ -102,8 +102,16 @@ class LossWindow:
         """The window as it stands (this rank's losses)."""
         return {"losses": self._losses, "sizes": self._sizes, "positions": self._positions}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
-        self._losses = [[v.to(self._device) for v in losses] for losses in state["losses"]]
-        self._sizes = list(state["sizes"])
-        self._positions = [(epoch, offset) for epoch, offset in state["positions"]]
+    def load_state_dict(self, states: list[dict[str, Any]], world: World) -> None:
+        """Put back what `state_dict` returned, each loss on one rank, however many there are now.
+
+        Args:
+            states: of every rank that there was, in order.
+            world: the ranks that there are.
+        """
+        own = states[world.rank :: world.size]
+        updates = range(len(states[0]["sizes"]))
+        losses = [[v for state in own for v in state["losses"][update]] for update in updates]
+        self._losses = [[v.to(self._device) for v in vectors] for vectors in losses]
+        self._sizes = list(states[0]["sizes"])
+        self._positions = [(epoch, offset) for epoch, offset in states[0]["positions"]]
