@@ -133,7 +133,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     steps = next(iter(results.values()))["steps_per_measurement"]
     load = max(values["load_average_before"] for values in results.values())
     notes = [
-        f"n rounds of {steps} steps; medians and quartiles, the ratio taken within each round; 95 %:",
+        f"n rounds of {steps} steps; medians and quartiles, the ratio within a round; 95 %:",
         "interval of the ratio's median by order statistics.",
         f"Load of the machine before a block at most {load:.2f}.",
         "anybatch uses torch's fused SGD and gathers batches ahead; a bare loop could too.",

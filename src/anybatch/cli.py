@@ -7,6 +7,7 @@ carries the result (one JSON document with --json), standard error everything el
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from typing import Annotated, Any, Literal, TypeAlias, cast
 import tyro
 
 from anybatch.errors import ExitCode, InputError
+from anybatch.recipe_file import place_of
 
 __all__ = ["main"]
 
@@ -222,26 +224,66 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print(f"anybatch {importlib.metadata.version('anybatch')}")
         return ExitCode.OK
     try:
-        command = tyro.cli(
-            tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes)(_COMMANDS),
-            prog="anybatch",
-            description=_DESCRIPTION,
-            args=given or ["--help"],
-        )
-        return int(cast("Train", command).run())
-    except SystemExit as end:  # tyro's help (0) and its refusals (2); a signal (143)
-        return int(end.code or 0)
+        return int(_parsed(given).run())
+    except SystemExit as end:  # help (0); a signal that a study's trial has dealt with (143)
+        return end.code if isinstance(end.code, int) else ExitCode.OK
     except InputError as error:
-        _print_error(f"anybatch: {error}")
-        if "--json" in given:
-            _print(json.dumps({"error": str(error)}))
-        return ExitCode.BAD_INPUT
+        return _refused(str(error), given)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone; say nothing more
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
+    except Exception as error:  # raised by a model or data set of the user's, or by a mistake here
+        if sys.flags.dev_mode:
+            raise
+        return _refused(_described(error), given)
+
+
+def _parsed(given: list[str]) -> Train:
+    """The command that the arguments ask for.
+
+    Raises:
+        InputError: they break a rule; tyro draws a box, of which the text is kept.
+        SystemExit: they asked for help, which has been printed.
+    """
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            command = tyro.cli(
+                tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes)(_COMMANDS),
+                prog="anybatch",
+                description=_DESCRIPTION,
+                args=given or ["--help"],
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise InputError("arguments", f"must be understood: {_unboxed(complaint)}") from None
+    return cast("Train", command)
+
+
+def _unboxed(complaint: io.StringIO) -> str:
+    """The text in tyro's box, without its frame and its advice, as one line."""
+    inside = [line.strip("│ ") for line in complaint.getvalue().splitlines()[1:-1]]
+    text = " ".join("; " if set(line) == {"─"} else line for line in inside if line)
+    return re.split(r" ;  (?:For full helptext|Argument helptext)", text)[0].replace(" ;  ", "; ")
+
+
+def _refused(reason: str, given: list[str]) -> int:
+    _print_error(f"anybatch: {reason}")
+    if "--json" in given:
+        _print(json.dumps({"error": reason}))
+    return ExitCode.BAD_INPUT
+
+
+def _described(error: Exception) -> str:
+    """One line about an error that nobody foresaw."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return str(InputError(str(error.filename), "must be usable", error.strerror))
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{what} ({place_of(error)}; python -X dev -m anybatch shows the whole way there)"
 
 
 def script() -> None:

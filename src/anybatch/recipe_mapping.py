@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -120,7 +121,7 @@ def _origin(annotation: Any) -> Any:
 
 def _parse(cls: type[Duration] | type[Target], value: Any) -> Duration | Target:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if cls is Target and number:
+    if cls is Target and number and math.isfinite(value):
         return Target("", "", float(value))
     if not isinstance(value, str):
         raise InputError(

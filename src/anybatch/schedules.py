@@ -354,7 +354,10 @@ def resolve_schedule(schedule: Schedule, clock: Clock) -> Schedule:
     for field in dataclasses.fields(schedule):
         value: Any = getattr(schedule, field.name)
         if isinstance(value, Duration):
-            changes[field.name] = fraction(clock.fraction(value))
+            try:
+                changes[field.name] = fraction(clock.fraction(value))
+            except InputError as error:
+                raise error.renamed(f"{schedule.name} {field.name}") from None
         elif isinstance(value, Schedule):
             changes[field.name] = resolve_schedule(value, clock)
     replace: Callable[..., Schedule] = dataclasses.replace

@@ -7,7 +7,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anybatch.commands.output import show, table
 from anybatch.commands.recipe import conventions
@@ -38,6 +38,8 @@ def train(options: Train) -> int:
         raise InputError("--extend", "must come with --resume DIR", options.extend)
     if options.seeds < 1:
         raise InputError("--seeds", "must be >= 1", options.seeds)
+    if options.resume is not None:
+        _refuse_with_resume(options)
     if options.resume is not None and Study.is_at(options.resume):
         return _resume_study(options, options.resume)
     if options.resume is not None:
@@ -46,6 +48,23 @@ def train(options: Train) -> int:
         raise InputError("task", "must be given", hint="`anybatch tasks` lists the built-in ones")
     recipe = _recipe(options, options.task)
     return _new_study(options, recipe) if options.seeds > 1 else _new_run(options, recipe)
+
+
+def _refuse_with_resume(options: Train) -> None:
+    """Refuse what the run or study that is resumed has settled already."""
+    for thing, value in (("task", options.task), ("--out", options.out)):
+        if value is not None:
+            raise InputError(thing, "must be left out with --resume", str(value))
+    if options.seeds != 1:
+        raise InputError("--seeds", "must be left out with --resume", options.seeds)
+
+
+def _task_again(options: Train, reference: dict[str, Any]) -> Task:
+    """The task of a run or study, its data looked for in --data where that is given."""
+    from anybatch.training.loop import task_from
+
+    moved = {"data": str(options.data.resolve())} if options.data is not None else {}
+    return task_from(reference | moved)
 
 
 def _recipe(options: Train, task_name: str) -> Recipe:
@@ -91,7 +110,7 @@ def _keep_source(is_first: bool, source: Path, run: Run) -> None:
 
 
 def _resume_run(options: Train, path: Path) -> int:
-    from anybatch.training.loop import continue_run, extended, task_of
+    from anybatch.training.loop import continue_run, extended
     from anybatch.training.training import Training
 
     run = Run(path)
@@ -101,7 +120,7 @@ def _resume_run(options: Train, path: Path) -> int:
         asked = _recipe(options, "")
     extend = Duration.parse(options.extend) if options.extend is not None else None
     recipe = extended(run, asked, extend)
-    with Training(task_of(run), recipe) as training:
+    with Training(_task_again(options, run.task), recipe) as training:
         notes = continue_run(training, run, extend=extend is not None)
         return _carry_on(options, training, run, notes)
 
@@ -131,14 +150,15 @@ def _new_study(options: Train, recipe: Recipe) -> int:
 
 
 def _resume_study(options: Train, path: Path) -> int:
-    from anybatch.training.loop import task_from
-
     _refuse_ranks()
-    for name in ("recipe", "target", "target_on", "extend"):
-        if getattr(options, name) is not None:
-            raise InputError(f"--{name}", "must be left out to resume a study", str(path))
+    for name in ("recipe", "set", "target", "target_on", "extend"):
+        value = getattr(options, name)
+        if value:
+            option = f"--{name.replace('_', '-')}"
+            given = " ".join(value) if isinstance(value, tuple) else value
+            raise InputError(option, "must be left out to resume a study", given)
     study = Study(path)
-    return _run_study(options, study, task_from(study.task))
+    return _run_study(options, study, _task_again(options, study.task))
 
 
 def _refuse_ranks() -> None:
@@ -149,13 +169,21 @@ def _refuse_ranks() -> None:
 def _run_study(options: Train, study: Study, task: Task) -> int:
     from anybatch.studies.run_study import run_study
 
-    run_study(study, task, progress=not options.json)
+    try:
+        run_study(study, task, progress=not options.json)
+    except (KeyboardInterrupt, SystemExit):  # a signal, which the trial has dealt with
+        _show_study(options, study)
+        raise
+    _show_study(options, study)
+    return study.exit_code
+
+
+def _show_study(options: Train, study: Study) -> None:
     if options.json:
         show(json.dumps(study.to_dict()))
     else:
         show(_summary_table(study.summaries()))
         show(f"study: {study.path}")
-    return study.exit_code
 
 
 def _summary_table(summaries: list[ArmSummary]) -> str:

@@ -9,17 +9,26 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from anybatch.errors import InputError
-from anybatch.recipe_mapping import recipe_to_mapping
+from anybatch.recipe_file import difference
+from anybatch.recipe_mapping import recipe_from_mapping, recipe_to_mapping
 from anybatch.run import SCHEMA, Run, read_json, write_atomically, write_json
 from anybatch.training.training import Training
 
-__all__ = ["has_checkpoint", "load_checkpoint", "save_checkpoint", "save_weights"]
+__all__ = [
+    "Restored",
+    "has_checkpoint",
+    "load_checkpoint",
+    "restore",
+    "save_checkpoint",
+    "save_weights",
+]
 
 
 def _latest(run: Run) -> Path:
@@ -48,6 +57,7 @@ def save_checkpoint(run: Run, training: Training) -> None:
     if not training.world.is_first:
         return
     state["recipe"] = recipe_to_mapping(training.recipe)
+    state["examples_per_epoch"] = training.clock.examples_per_epoch
     path = _latest(run).with_name(f"update-{training.updates:09d}.pt")
     write_atomically(path, lambda file: torch.save(state, file))
     description = {
@@ -58,7 +68,7 @@ def save_checkpoint(run: Run, training: Training) -> None:
         "log_lengths": run.log_lengths(),
     }
     write_json(_latest(run), description)
-    for old in path.parent.glob("update-*.pt"):
+    for old in path.parent.glob("update-*.pt*"):  # also what a kill left half-written
         if old != path:
             old.unlink(missing_ok=True)
 
@@ -69,18 +79,96 @@ def load_checkpoint(run: Run) -> tuple[dict[str, Any], dict[str, int]]:
     Raises:
         InputError: the file is missing or not as it was written.
     """
-    description = read_json(_latest(run))
+    description = _described(run)
     path = _latest(run).with_name(description["file"])
     thing = f"checkpoint {path}"
     if not path.is_file():
         raise InputError(thing, "must exist to resume")
-    if _digest(path) != description["sha256"]:
+    if _digest(path) != description.get("sha256"):
         raise InputError(thing, "must be as it was written", "another SHA-256, so it is damaged")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(thing, "must be readable", str(error)) from None
     return state, description["log_lengths"]
+
+
+def _described(run: Run) -> dict[str, Any]:
+    """The content of `latest.json`, of which every name stays inside of the run."""
+    description = read_json(_latest(run))
+    lengths = description.get("log_lengths")
+    is_name = re.fullmatch(r"update-\d+\.pt", str(description.get("file"))) is not None
+    if not is_name or not isinstance(lengths, dict) or lengths.keys() != run.log_lengths().keys():
+        rule = "must name a checkpoint file and the lengths of the logs"
+        raise InputError(str(_latest(run)), rule, description)
+    for name, length in lengths.items():
+        if not isinstance(length, int) or length < 0:
+            raise InputError(f"{_latest(run)} {name}", "must be a number of bytes", length)
+    return description
+
+
+class Restored(NamedTuple):
+    """What the restored training was at.
+
+    Attributes:
+        log_lengths: bytes in each log at the time of the checkpoint; 0 without one.
+        extension: the duration in the checkpoint and the longer one now, or None.
+    """
+
+    log_lengths: dict[str, int]
+    extension: list[str] | None
+
+
+def restore(training: Training, run: Run, *, extend: bool) -> Restored:
+    """Bring a new training to the state of the run's latest checkpoint; nothing is written.
+
+    Args:
+        training: of the run's task and recipe.
+        run: without a checkpoint, the training stays at its beginning.
+        extend: whether the recipe's duration has been lengthened.
+
+    Raises:
+        InputError: damaged checkpoint, changed recipe, model or data, or nothing left to do.
+    """
+    _check_resumable(run)
+    if not has_checkpoint(run):
+        return Restored(dict.fromkeys(run.log_lengths(), 0), None)
+    state, log_lengths = load_checkpoint(run)
+    own = recipe_from_mapping(state.pop("recipe"))
+    extension = [str(own.duration), str(training.recipe.duration)]
+    # An extension may have been begun and killed before its first checkpoint.
+    extend = extend or any(extension == entry.get("extension") for entry in run.environments)
+    for path, was, now in difference(own, training.recipe):
+        if not (extend and path == "duration"):
+            raise InputError(path, f"must be as in the checkpoint, {was}", now)
+    _load(training, state)
+    if extend:
+        training.outcome = None
+    elif training.outcome is not None and run.status.name in ("finished", "target-missed"):
+        hint = '--extend "5 epochs" trains on'
+        rule = "must have something left to train"
+        raise InputError(str(run.path), rule, training.outcome.name, hint=hint)
+    return Restored(log_lengths, extension if extend else None)
+
+
+def _check_resumable(run: Run) -> None:
+    """Refuse what would begin anew although the run has ended."""
+    status = run.status
+    if status.name == "diverged":
+        raise InputError(str(run.path), "must not have diverged to be resumed", status.reason)
+    if status.name not in ("running", "failed") and not has_checkpoint(run):
+        raise InputError(str(run.path), "must have checkpoints/latest.json to be resumed")
+
+
+def _load(training: Training, state: dict[str, Any]) -> None:
+    was, now = state["examples_per_epoch"], training.clock.examples_per_epoch
+    if was != now:
+        raise InputError("train", f"must hold the {was} examples that the run began with", now)
+    try:
+        training.load_state_dict(state)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        rule = "must have the parameters that are in the checkpoint"
+        raise InputError("model", rule, str(error)) from error
 
 
 def save_weights(run: Run, training: Training) -> None:

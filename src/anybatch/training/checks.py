@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from anybatch.data.coerce import as_source
 from anybatch.data.items import tensors_of
 from anybatch.data.resident import ResidentSource
-from anybatch.data.source import Batch
+from anybatch.data.source import Batch, Source
+from anybatch.data.streamed import StreamedSource
 from anybatch.errors import InputError
 from anybatch.objectives import LossFunction
 from anybatch.recipe import Recipe
@@ -17,7 +20,13 @@ from anybatch.task import Task
 from anybatch.training.snapshot import preserved_random_state
 from anybatch.world import World
 
-__all__ = ["call_model", "check_division", "check_model", "first_not_finite"]
+__all__ = [
+    "call_model",
+    "check_division",
+    "check_model",
+    "first_not_finite",
+    "refuse_not_finite",
+]
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
@@ -130,19 +139,42 @@ def _check_classes(task: Task, outputs: Any, sample: Batch) -> None:
     if outputs.shape[0] != len(targets):
         rule = f"must have {len(targets)} rows for {len(targets)} examples"
         raise InputError("model output", rule, tuple(outputs.shape))
+    num_classes = outputs.shape[1]
     for split in ("train", "validation", "test"):
-        if task.has(split):
-            _check_labels(task.source(split), outputs.shape[1], split)
+        if task.has(split) and _wrong_label(task.source(split), num_classes) is not None:
+            is_part = task.validation is None and split != "test"  # named by the user's numbers
+            whole: Any = as_source(task.train, "train") if is_part else task.source(split)
+            example = _wrong_label(whole, num_classes)
+            thing = f"{'train' if is_part else split} label of example {example}"
+            rule = f"must be in [0, {num_classes}), the model's outputs"
+            raise InputError(thing, rule, int(whole.targets[example]))
 
 
-def _check_labels(source: Any, num_classes: int, split: str) -> None:
+def _wrong_label(source: Any, num_classes: int) -> int | None:
+    """The first example whose label is no class, or None."""
     if not isinstance(source, ResidentSource):
-        return  # of a streamed set only the loader sees the labels; see `first_not_finite`
+        return None  # of a streamed set only the loader sees the labels; see `Step.gradient`
     wrong = ((source.targets < 0) | (source.targets >= num_classes)).nonzero()
-    if len(wrong):
-        example = int(wrong[0, 0])
-        rule = f"must be in [0, {num_classes}), the model's outputs"
-        raise InputError(f"{split} label of example {example}", rule, int(source.targets[example]))
+    return int(wrong[0, 0]) if len(wrong) else None
+
+
+def refuse_not_finite(batches: Iterable[Batch], source: Source, split: str) -> None:
+    """Look through batches for a number that is not finite.
+
+    Args:
+        batches: of the source.
+        source: whose own numbers name the examples, where a part was set aside of it.
+        split: its name.
+
+    Raises:
+        InputError: there is one; the example is named.
+    """
+    for batch in batches:
+        index = first_not_finite(batch)
+        if index is not None:
+            positions = source.positions if isinstance(source, StreamedSource) else None
+            example = index if positions is None else int(positions[index])
+            raise InputError(f"{split} example {example}", "must hold finite numbers only")
 
 
 def first_not_finite(batch: Batch) -> int | None:

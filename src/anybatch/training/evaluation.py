@@ -47,12 +47,16 @@ def evaluate(
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.inference_mode(), autocast(compute, world.device):
+        with torch.no_grad(), autocast(compute, world.device):
             for batch in source.batches(_index_batches(source, compute, world)):
                 count = len(batch.indices)
                 outputs = call_model(model, cast_inputs(batch.inputs, compute))
                 targets = cast_inputs(batch.targets, compute)
-                values = (loss(outputs, targets), metric.per_example(outputs, targets))
+                try:
+                    values = (loss(outputs, targets), metric.per_example(outputs, targets))
+                except IndexError as error:
+                    rule = "must be classes of the model"
+                    raise InputError("targets", rule, str(error)) from error
                 sums += torch.stack(
                     [*(_sum(value, count) for value in values), sums.new_tensor(count)]
                 )

@@ -14,7 +14,7 @@ from anybatch.data.source import Batch, Source
 from anybatch.errors import InputError
 from anybatch.recipe import Recipe
 from anybatch.schedules import Clock, Constant, resolve_schedule
-from anybatch.training.checks import first_not_finite
+from anybatch.training.checks import refuse_not_finite
 from anybatch.training.sampling import rank_share, update_size
 from anybatch.world import World
 
@@ -57,7 +57,10 @@ def recipe_clock(recipe: Recipe, num_examples: int | None) -> Clock:
         raise InputError("batch_size", rule, batch_size, hint='"full" takes them all')
     scheduled = recipe.schedules.batch_size != Constant()
     clock = Clock(num_examples, None if scheduled else batch_size)
-    return Clock(num_examples, clock.batch_size, clock.examples(recipe.duration))
+    total_examples = clock.examples(recipe.duration)
+    if total_examples == 0:
+        raise InputError("duration", "must hold at least one example", str(recipe.duration))
+    return Clock(num_examples, clock.batch_size, total_examples)
 
 
 @final
@@ -205,12 +208,10 @@ class Feed:
             return
         order = epoch_order(self._source, seed=self._seed, epoch=epoch)
         indices = [order[offset : offset + num_examples]]
-        for batch in self._source.batches(
+        batches = self._source.batches(
             indices, epoch=epoch, seed=self._seed, augmentation=self._augmentation
-        ):
-            bad = first_not_finite(batch)
-            if bad is not None:
-                raise InputError(f"train example {bad}", "must hold finite numbers only")
+        )
+        refuse_not_finite(batches, self._source, "train")
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and the stream's own state where it has one."""

@@ -23,14 +23,12 @@ from anybatch.errors import InputError
 from anybatch.progress import Progress
 from anybatch.recipe import Recipe
 from anybatch.recipe_file import difference
-from anybatch.recipe_mapping import recipe_from_mapping
 from anybatch.records import Record
 from anybatch.run import Run, Status
 from anybatch.schedules import Duration
 from anybatch.task import Task, load_task
 from anybatch.training.checkpoint import (
-    has_checkpoint,
-    load_checkpoint,
+    restore,
     save_checkpoint,
     save_weights,
 )
@@ -162,6 +160,7 @@ def create_run(training: Training, out: Path) -> Run:
     Raises:
         InputError: the folder holds something, or cannot be written.
     """
+    _checkpoint_interval(training)  # nothing is written if it cannot be told
     if training.world.is_first:
         run = Run.create(out, training.recipe, training.task.reference)
         run.add_environment(describe_environment(training.world))
@@ -209,6 +208,8 @@ def extended(run: Run, recipe: Recipe | None, extend: Duration | None) -> Recipe
         raise InputError(path, f"must be as in the run that is resumed, {was}", now)
     if extend is None:
         return own
+    if extend.count == 0:
+        raise InputError("extend", "must be > 0", str(extend))
     if extend.unit != own.duration.unit:
         raise InputError("extend", f"must be in {own.duration.unit} like the run", str(extend))
     return replace(own, duration=Duration(own.duration.count + extend.count, extend.unit))
@@ -230,38 +231,15 @@ def continue_run(training: Training, run: Run, *, extend: bool) -> list[str]:
     """
     environment = describe_environment(training.world)
     before = run.environments
-    lengths = dict.fromkeys(run.log_lengths(), 0)
-    if has_checkpoint(run):
-        state, lengths = load_checkpoint(run)
-        _check_recipe(training.recipe, recipe_from_mapping(state.pop("recipe")), extend)
-        training.load_state_dict(state)
-        _check_something_left(training, run, extend)
+    restored = restore(training, run, extend=extend)
+    environment["extension"] = restored.extension
     training.world.barrier()  # every rank has read before rank 0 writes
     if training.world.is_first:
-        run.truncate_logs(lengths)
+        run.truncate_logs(restored.log_lengths)
+        run.add_environment(environment)  # before the recipe: tells an extension from an edit
         run.replace_recipe(training.recipe)
-        run.add_environment(environment)
         run.write_status(Status(name="running"))
     return changes(before[-1], environment) if before else []
-
-
-def _check_recipe(recipe: Recipe, own: Recipe, extend: bool) -> None:
-    for path, was, now in difference(own, recipe):
-        if not (extend and path == "duration"):
-            raise InputError(path, f"must be as in the checkpoint, {was}", now)
-
-
-def _check_something_left(training: Training, run: Run, extend: bool) -> None:
-    outcome = training.outcome
-    if outcome is not None and outcome.name == "diverged":
-        raise InputError(str(run.path), "must not have diverged to be resumed", outcome.reason)
-    if extend:
-        training.outcome = None
-    elif outcome is not None and run.status.name in ("finished", "target-missed"):
-        hint = '--extend "5 epochs" trains on'
-        raise InputError(
-            str(run.path), "must have something left to train", outcome.name, hint=hint
-        )
 
 
 def training_records(training: Training, run: Run) -> Iterator[Record]:
@@ -274,7 +252,7 @@ def training_records(training: Training, run: Run) -> Iterator[Record]:
         InputError: bad data met on the way, or a place that cannot be written; the run's status
             is then "failed".
     """
-    every = max(1, training.clock.examples(training.recipe.records.checkpoint_every))
+    every = _checkpoint_interval(training)
     saved_at, ended = training.feed.examples, False
     first = training.world.is_first
     with _stopping_on_signals(training), _noting_failure(training, run):
@@ -290,6 +268,14 @@ def training_records(training: Training, run: Run) -> Iterator[Record]:
         if first:
             save_weights(run, training)
             run.write_status(_status(training, training.outcome))
+
+
+def _checkpoint_interval(training: Training) -> int:
+    """Examples between two checkpoints."""
+    try:
+        return max(1, training.clock.examples(training.recipe.records.checkpoint_every))
+    except InputError as error:
+        raise error.renamed("records.checkpoint_every") from None
 
 
 @contextmanager

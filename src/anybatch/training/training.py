@@ -10,6 +10,7 @@ the test split, once
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator
 from types import TracebackType
@@ -25,7 +26,7 @@ from anybatch.records import EvalRecord, Record, StepRecord
 from anybatch.schedules import Clock
 from anybatch.task import SplitName, Task
 from anybatch.training.build import Optimizer
-from anybatch.training.checks import check_model
+from anybatch.training.checks import check_model, refuse_not_finite
 from anybatch.training.evaluation import evaluate
 from anybatch.training.feed import Feed, Portion, recipe_clock
 from anybatch.training.outcome import Outcome, StopRequest, TargetWatch
@@ -100,7 +101,10 @@ class Training:
     def _watch(self, clock: Clock) -> None:
         """Target and patience, and how often they are looked at."""
         stopping, judge = self.recipe.stopping, self.task.judge
-        self._evaluate_every = max(1, clock.examples(stopping.evaluate_every))
+        try:
+            self._evaluate_every = max(1, clock.examples(stopping.evaluate_every))
+        except InputError as error:
+            raise error.renamed("stopping.evaluate_every") from None
         self.target = TargetWatch(stopping.target, judge) if stopping.target else None
         if not self.task.has(stopping.target_on):
             raise InputError("stopping.target_on", "must be a split of the task", "test")
@@ -222,6 +226,9 @@ class Training:
         stopping = self.recipe.stopping
         record = judged = self.evaluate("validation")
         records = [record]
+        if not math.isfinite(record.loss):  # the last update went astray
+            self.outcome = self._outcome_of_divergence("validation", self.updates)
+            return records
         if self.target is not None and stopping.target_on == "test":
             judged = self.evaluate("test")
             records.append(judged)
@@ -248,7 +255,8 @@ class Training:
         loss, bad = self._window.reduce(self.world)
         if bad is not None:
             self.feed.refuse_bad_data(*bad.position, bad.num_examples)
-            self.outcome = self._outcome_of_divergence(self.updates - updates + bad.number)
+            update = self.updates - updates + bad.number
+            self.outcome = self._outcome_of_divergence("training", update)
         norm = self.one_step.gradient_norm
         return StepRecord(
             update=self.updates,
@@ -262,10 +270,10 @@ class Training:
             examples_per_second=count / max(seconds, 1e-9),
         )
 
-    def _outcome_of_divergence(self, update: int) -> Outcome:
+    def _outcome_of_divergence(self, kind: str, update: int) -> Outcome:
         lr = self.one_step.hyperparameters.current()["lr"]
         reason = (
-            f"the training loss is not finite at update {update}; try a third of the lr "
+            f"the {kind} loss is not finite at update {update}; try a third of the lr "
             f"(--set optimizer.lr={lr / 3:.2g}), a warm-up, or clip-global-norm"
         )
         return Outcome(name="diverged", reason=reason)
@@ -276,6 +284,9 @@ class Training:
         Args:
             split: "train" (without augmentation), "validation" or "test".
 
+        Raises:
+            InputError: the loss is not finite because the data are not.
+
         Collectives:
             One all-reduce; every rank must call.
         """
@@ -284,6 +295,10 @@ class Training:
         loss, metric = evaluate(
             self.kept_model, self._source(split), objectives, self.recipe.compute, self.world
         )
+        source = self._source(split)
+        if not math.isfinite(loss) and source.num_examples is not None:
+            everything = torch.split(torch.arange(source.num_examples), 1000)
+            refuse_not_finite(source.batches(everything), source, split)
         return EvalRecord(
             update=self.updates,
             examples=self.feed.examples,
