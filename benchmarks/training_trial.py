@@ -30,7 +30,8 @@ def train_with_recipe(
         overrides: further changes of the recipe, as after --set.
 
     Returns:
-        How the run ended, test accuracy and loss, updates, times, and the whole recipe.
+        How the run ended, test accuracy and loss, updates, times, [seconds, accuracy] of each
+        validation, and the whole recipe.
 
     Raises:
         TrialSkippedError: the data or the recipe are not here.
@@ -68,6 +69,11 @@ def _described(run: Run) -> dict[str, Any]:
         "training_seconds": round(status.seconds, 3),
         "evaluation_seconds": round(sum(record.evaluation_seconds for record in run.evals()), 3),
         "sessions": len(run.environments),
+        "validation": [
+            [round(record.seconds, 3), record.metric]
+            for record in run.evals()
+            if record.split == "validation"
+        ],
         "recipe": recipe_to_mapping(run.recipe),
     }
 

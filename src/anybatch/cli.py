@@ -266,9 +266,23 @@ def _parsed(given: list[str]) -> Train:
 
 def _unboxed(complaint: io.StringIO) -> str:
     """The text in tyro's box, without its frame and its advice, as one line."""
-    inside = [line.strip("│ ") for line in complaint.getvalue().splitlines()[1:-1]]
-    text = " ".join("; " if set(line) == {"─"} else line for line in inside if line)
-    return re.split(r" ;  (?:For full helptext|Argument helptext)", text)[0].replace(" ;  ", "; ")
+    sections: list[list[str]] = [[]]
+    for line in complaint.getvalue().splitlines()[1:-1]:
+        text = line.strip("│| ")
+        if set(text) <= {"─", "-"}:  # a rule across the box, or an empty line
+            sections.append([])
+        else:
+            sections[-1].append(text)
+    return "; ".join(filter(None, map(_section, sections)))
+
+
+def _section(lines: list[str]) -> str:
+    """A part of tyro's complaint as text; of suggestions the first one alone."""
+    if not lines or lines[0].startswith(("For full helptext", "Argument helptext")):
+        return ""
+    if lines[0].startswith(("Arguments similar", "Perhaps you meant")):
+        return f"did you mean {lines[1].split()[0]}?"
+    return " ".join(lines)
 
 
 def _refused(reason: str, given: list[str]) -> int:

@@ -51,10 +51,10 @@ class Progress:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 TextColumn("{task.percentage:>3.0f} %"),
-                TextColumn("{task.fields[news]}"),
+                TextColumn("{task.fields[news]}", markup=False),
                 TimeRemainingColumn(),
                 console=Console(file=self._stream),
             )
@@ -74,7 +74,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         if self._bar is not None:
-            self._bar.console.print(text, highlight=False)
+            self._bar.console.print(text, highlight=False, markup=False)
         elif self._shown:
             print(text, file=self._stream, flush=True)
 

@@ -157,7 +157,8 @@ class Target:
     value: float
 
     def __str__(self) -> str:
-        return f"{self.quantity}{self.relation}{self.value:.12g}"
+        value = repr(float(self.value)).removesuffix(".0")  # exact: a run is resumed from its text
+        return f"{self.quantity}{self.relation}{value}"
 
     @classmethod
     def parse(cls, text: str) -> Target:
@@ -170,6 +171,7 @@ class Target:
             value = float(match.group(3))
         except ValueError:
             raise InputError("target", rule, text) from None
+        require("target", value, rule, math.isfinite(value))
         relation: Literal["", ">=", "<="] = ""
         if match.group(2):
             relation = ">=" if match.group(2) == ">=" else "<="

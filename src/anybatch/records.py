@@ -13,6 +13,8 @@ __all__ = ["TIME_FIELDS", "EvalRecord", "Record", "StepRecord", "from_json", "to
 TIME_FIELDS = frozenset({"seconds", "examples_per_second", "evaluation_seconds"})
 """Fields that differ between two otherwise identical runs."""
 
+_TEXT_FIELDS = ("split", "metric_name")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepRecord:
@@ -103,6 +105,6 @@ def from_json(line: str, kind: type[StepRecord] | type[EvalRecord]) -> Any:
     """The record of `kind` that a line of JSON holds."""
     values = json.loads(line)
     for name, value in values.items():
-        if value in ("nan", "inf", "-inf"):
+        if value in ("nan", "inf", "-inf") and name not in _TEXT_FIELDS:
             values[name] = float(value)
     return kind(**values)

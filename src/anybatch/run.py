@@ -186,7 +186,8 @@ class Run:
         """
         path = Path(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            hint = f"--resume {path} continues it" if (path / "recipe.json").exists() else ""
+            is_known = any((path / name).exists() for name in ("recipe.json", "study.json"))
+            hint = f"--resume {path} continues it" if is_known else ""
             raise InputError("out", "must be a new or empty folder", str(path), hint=hint)
         with new_folder(path):
             (path / "checkpoints").mkdir()
@@ -266,21 +267,22 @@ class Run:
         paths = [self.log_path(kind) for kind in (StepRecord, EvalRecord)]
         return {path.name: path.stat().st_size if path.exists() else 0 for path in paths}
 
-    def truncate_logs(self, lengths: dict[str, int]) -> None:
-        """Cut each log back to the length that a checkpoint recorded.
+    def check_logs(self, lengths: dict[str, int]) -> None:
+        """Look whether each log has at least the length that a checkpoint recorded.
 
         Raises:
-            InputError: a log is shorter than that, so lines were lost.
+            InputError: a log is shorter, so lines were lost.
         """
-        paths = {self.path / name: length for name, length in lengths.items()}
-        for path, length in paths.items():
-            size = path.stat().st_size if path.exists() else 0
-            if size < length:
-                rule = f"must hold at least {length} bytes to be resumed"
-                raise InputError(str(path), rule, size)
-        for path, length in paths.items():
-            if path.exists():
-                os.truncate(path, length)
+        for name, size in self.log_lengths().items():
+            if size < lengths[name]:
+                rule = f"must hold at least {lengths[name]} bytes to be resumed"
+                raise InputError(str(self.path / name), rule, size)
+
+    def truncate_logs(self, lengths: dict[str, int]) -> None:
+        """Cut each log back to the length that a checkpoint recorded; see `check_logs`."""
+        for name, length in lengths.items():
+            if (self.path / name).exists():
+                os.truncate(self.path / name, length)
 
     def steps(self) -> Iterator[StepRecord]:
         """The step records, oldest first."""

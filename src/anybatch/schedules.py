@@ -71,7 +71,8 @@ class Duration:
             raise InputError("duration", "must be at most 1 as a fraction", str(self))
 
     def __str__(self) -> str:
-        return f"{self.count:.12g} {self.unit}"
+        count = repr(float(self.count)).removesuffix(".0")  # exact: a run is resumed from its text
+        return f"{count} {self.unit}"
 
     @classmethod
     def parse(cls, text: str) -> Duration:

@@ -78,7 +78,7 @@ def examples_of(shape: tuple[int, ...], count: int, seed: int) -> tuple[Tensor, 
 
 
 def make_task(network: str, normalized: bool, num_examples: int = 70) -> Task:
-    """70 examples in batches of 16 leave a last batch of 6; 33 to validate with, in batches of 8."""
+    """70 examples in batches of 16 leave a last batch of 6; 33 in batches of 8 to validate."""
     build, shape = NETWORKS[network]
     return Task(
         build_model=lambda: build(normalized),

@@ -119,4 +119,5 @@ def _value(value: Any) -> str:
         return f"{{ {items} }}"
     if isinstance(value, list):
         return f"[{', '.join(map(_value, value))}]"
-    return json.dumps(value)
+    # Not escaped as ASCII, since TOML knows no surrogate pairs; DEL alone JSON leaves and TOML not.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

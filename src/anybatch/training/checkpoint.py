@@ -77,7 +77,7 @@ def load_checkpoint(run: Run) -> tuple[dict[str, Any], dict[str, int]]:
     """The state of the latest checkpoint, on the CPU, and the lengths of the logs at its time.
 
     Raises:
-        InputError: the file is missing or not as it was written.
+        InputError: the file is missing or not as it was written, or a log is too short.
     """
     description = _described(run)
     path = _latest(run).with_name(description["file"])
@@ -90,6 +90,7 @@ def load_checkpoint(run: Run) -> tuple[dict[str, Any], dict[str, int]]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(thing, "must be readable", str(error)) from None
+    run.check_logs(description["log_lengths"])
     return state, description["log_lengths"]
 
 

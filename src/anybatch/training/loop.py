@@ -235,10 +235,10 @@ def continue_run(training: Training, run: Run, *, extend: bool) -> list[str]:
     environment["extension"] = restored.extension
     training.world.barrier()  # every rank has read before rank 0 writes
     if training.world.is_first:
-        run.truncate_logs(restored.log_lengths)
         run.add_environment(environment)  # before the recipe: tells an extension from an edit
         run.replace_recipe(training.recipe)
         run.write_status(Status(name="running"))
+        run.truncate_logs(restored.log_lengths)  # last: a run that seems finished stays whole
     return changes(before[-1], environment) if before else []
 
 
@@ -266,7 +266,8 @@ def training_records(training: Training, run: Run) -> Iterator[Record]:
                     save_checkpoint(run, training)
             yield from records
         if first:
-            save_weights(run, training)
+            if training.outcome is not None and training.outcome.name != "diverged":
+                save_weights(run, training)
             run.write_status(_status(training, training.outcome))
 
 

@@ -1,0 +1,156 @@
+"""What `import anybatch` offers, and what reading runs and asking for help must not import."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import anybatch
+from anybatch.recipe import Recipe, SGDSettings
+from anybatch.recipe_file import load_recipe
+from anybatch.records import EvalRecord
+from anybatch.run import Run, Status
+from anybatch.study import Study
+
+HEAVY = ("torch", "numpy", "matplotlib", "PIL")
+
+
+def without(forbidden: tuple[str, ...], code: str) -> None:
+    """Run code in a new interpreter and look that it imported nothing forbidden."""
+    look = f"import sys\nfound = [m for m in {forbidden!r} if m in sys.modules]\nassert not found, found\n"
+    result = subprocess.run(
+        [sys.executable, "-c", code + "\n" + look],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("name", anybatch.__all__)
+def test_every_public_name_can_be_used_and_lies_where_the_table_says(name: str) -> None:
+    value = getattr(anybatch, name)
+    home = importlib.import_module(anybatch._HOME_OF[name])
+    assert value is getattr(home, name)
+    assert name in home.__all__
+
+
+def test_type_checkers_see_what_the_lazy_table_holds() -> None:
+    tree = ast.parse(Path(anybatch.__file__).read_text())
+    block = next(
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name)
+    )
+    seen = {
+        alias.asname: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname == alias.name
+    }
+    assert seen == anybatch._HOME_OF
+    assert sum(len(node.names) for node in block.body if isinstance(node, ast.ImportFrom)) == len(seen)
+
+
+def test_public_names_are_listed_and_unknown_ones_are_refused() -> None:
+    assert sorted(anybatch.__all__) == anybatch.__all__
+    assert set(anybatch.__all__) <= set(dir(anybatch))
+    with pytest.raises(AttributeError, match="module 'anybatch' has no attribute 'trian'"):
+        anybatch.trian  # noqa: B018
+
+
+def test_no_public_name_is_a_module_of_the_package() -> None:
+    package = Path(anybatch.__file__).parent
+    modules = {path.stem for path in package.iterdir()}
+    assert not modules & set(anybatch.__all__)
+
+
+def test_nouns_are_imported_without_torch() -> None:
+    nouns = [
+        "controllers", "errors", "measurement", "progress", "recipe", "recipe_file",
+        "recipe_mapping", "recipe_parts", "records", "run", "schedules", "study",
+    ]  # fmt: skip
+    imports = "".join(f"import anybatch.{noun}\n" for noun in nouns)
+    public = "InputError Patience Measurement Recipe load_recipe EvalRecord Run Study Cosine epochs"
+    uses = "".join(f"anybatch.{name}\n" for name in public.split())
+    without((*HEAVY, "rich", "tyro"), "import anybatch\n" + imports + uses)
+
+
+def test_runs_studies_and_schedules_are_read_without_torch(tmp_path: Path) -> None:
+    recipe = Recipe(optimizer=SGDSettings(lr=0.1))
+    study = Study.create(tmp_path / "study", {"a": recipe}, [0], {"name": "digits"})
+    run = Run.create(study.trials()[0].path, study.trials()[0].recipe, {"name": "digits"})
+    run.append(
+        EvalRecord(
+            update=1, examples=8, epoch=1.0, split="test", loss=0.1, metric=0.9,
+            metric_name="accuracy", seconds=1.0, evaluation_seconds=0.1,
+        )  # fmt: skip
+    )
+    run.write_status(Status(name="finished"))
+    code = f"""
+import anybatch as ab
+run = ab.Run({str(run.path)!r})
+assert run.verdict().startswith("finished; test accuracy 0.9000"), run.verdict()
+assert run.recipe.batch_size == 128 and run.status.exit_code == 0 and list(run.steps()) == []
+study = ab.Study({str(study.path)!r})
+assert study.summaries()[0].mean == 0.9 and study.exit_code == 0 and study.to_dict()["runs"]
+assert ab.load_recipe("mnist").schedules.lr.name == "one-cycle"
+assert ab.Cosine()(1.0) == 0.0
+"""
+    without(HEAVY, code)
+
+
+HELP = [
+    ["--help"],
+    ["train", "--help"],
+    ["recipe", "show", "--help"],
+    ["recipe", "list"],
+    ["recipe", "show", "mnist"],
+    ["tasks"],
+    ["--version"],
+]
+
+
+def test_help_recipes_and_the_list_of_tasks_import_neither_torch_nor_rich() -> None:
+    calls = "".join(f"assert main({arguments!r}) == 0\n" for arguments in HELP)
+    forbidden = ("torch", "matplotlib", "rich", "jinja2")
+    without(forbidden, "from anybatch.cli import main\n" + calls)
+
+
+def test_the_module_is_the_program() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "anybatch", "recipe", "diff", "mnist", "mnist", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert json.loads(result.stdout) == {"differences": []}
+
+
+def test_every_module_says_what_it_is_and_what_is_public() -> None:
+    package = Path(anybatch.__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree), path
+        names = {
+            target.id
+            for node in tree.body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+        assert "__all__" in names or path.name in ("__init__.py", "__main__.py"), path
+
+
+def test_the_recipe_shipped_for_digits_is_what_the_public_function_loads() -> None:
+    assert anybatch.load_recipe("digits") == load_recipe("digits")

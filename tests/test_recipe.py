@@ -1,0 +1,355 @@
+"""Recipes: the shipped ones, the ways through JSON and TOML, overrides, differences, strictness."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anybatch.commands.recipe import show_recipe
+from anybatch.errors import InputError
+from anybatch.recipe import (
+    AdamSettings,
+    AdamWSettings,
+    Augmentation,
+    ClipGlobalNorm,
+    ComputeSettings,
+    ExponentialAverage,
+    LossSettings,
+    ModelSettings,
+    MuonSettings,
+    Recipe,
+    RecordSettings,
+    Schedules,
+    SGDSettings,
+    Stopping,
+    Target,
+)
+from anybatch.recipe_file import apply_overrides, difference, load_recipe, shipped_recipe_names
+from anybatch.recipe_mapping import nearest, recipe_from_mapping, recipe_to_mapping
+from anybatch.schedules import (
+    Clock,
+    Constant,
+    Cosine,
+    Duration,
+    Linear,
+    OneCycle,
+    Warmup,
+    epochs,
+    fraction,
+    resolve_schedule,
+)
+
+# --- any valid recipe ----------------------------------------------------------------------------
+
+NOT_NEGATIVE = st.floats(0, 1e6)
+POSITIVE = st.floats(1e-12, 1e6)
+RATE = st.floats(0, 1, exclude_max=True)
+COUNT = st.integers(1, 2**40)
+LENGTHS = st.builds(Duration, st.floats(0.001, 1e6), st.just("epochs")) | st.builds(
+    Duration, COUNT.map(float), st.sampled_from(["updates", "examples"])
+)
+DURATIONS = LENGTHS | st.builds(fraction, st.floats(0.001, 1))
+SHAPE = st.sampled_from(["cosine", "linear"])
+PLAIN_SCHEDULES = (
+    st.builds(Constant, value=NOT_NEGATIVE)
+    | st.builds(Linear, start=NOT_NEGATIVE, end=NOT_NEGATIVE)
+    | st.builds(Cosine, start=NOT_NEGATIVE, end=NOT_NEGATIVE)
+    | st.builds(OneCycle, warmup=DURATIONS, peak=NOT_NEGATIVE, shape=SHAPE)
+)
+SCHEDULES = st.recursive(
+    PLAIN_SCHEDULES,
+    lambda into: st.builds(Warmup, duration=DURATIONS, start=NOT_NEGATIVE, into=into),
+    max_leaves=3,
+)
+OPTIMIZERS = (
+    st.builds(SGDSettings, lr=NOT_NEGATIVE, momentum=RATE, weight_decay=NOT_NEGATIVE)
+    | st.builds(AdamSettings, lr=NOT_NEGATIVE, beta1=RATE, beta2=RATE, epsilon=POSITIVE)
+    | st.builds(AdamWSettings, lr=NOT_NEGATIVE, beta1=RATE, weight_decay=NOT_NEGATIVE)
+    | st.builds(
+        MuonSettings,
+        lr=NOT_NEGATIVE,
+        nesterov=st.booleans(),
+        adjust_lr=st.sampled_from(["original", "match_rms_adamw"]),
+        adamw_lr=NOT_NEGATIVE,
+    )
+)
+TARGETS = st.builds(
+    Target,
+    st.sampled_from(["loss", "accuracy", "bits_per_token"]),
+    st.sampled_from([">=", "<="]),
+    st.floats(-1e6, 1e6),
+) | st.builds(Target, st.just(""), st.just(""), st.floats(-1e6, 1e6))
+STOPPINGS = st.builds(
+    Stopping,
+    evaluate_every=DURATIONS,
+    target=st.none() | TARGETS,
+    target_on=st.sampled_from(["validation", "test"]),
+    patience=st.none() | COUNT,
+    min_delta=NOT_NEGATIVE,
+)
+AUGMENTATIONS = st.builds(
+    Augmentation,
+    crop_padding=st.integers(0, 64),
+    padding_mode=st.sampled_from(["reflect", "zero"]),
+    flip=st.sampled_from(["none", "random", "alternating"]),
+    random_resized_crop=st.booleans(),
+)
+COMPUTE = st.builds(
+    ComputeSettings,
+    device=st.sampled_from(["auto", "cpu", "cuda"]),
+    precision=st.sampled_from(["fp32", "bf16", "fp64"]),
+    channels_last=st.booleans(),
+    threads=st.none() | COUNT,
+    evaluation_batch_size=COUNT,
+)
+RECIPES = st.builds(
+    Recipe,
+    optimizer=OPTIMIZERS,
+    duration=LENGTHS,
+    batch_size=COUNT | st.just("full"),
+    micro_batch_size=st.none() | COUNT,
+    seed=st.integers(0, 2**63 - 1),
+    model=st.none() | st.builds(ModelSettings, name=st.text(), width=POSITIVE),
+    schedules=st.builds(Schedules, lr=SCHEDULES, momentum=SCHEDULES, batch_size=SCHEDULES),
+    gradient=st.lists(st.builds(ClipGlobalNorm, max_norm=POSITIVE), max_size=2).map(tuple),
+    loss=st.builds(
+        LossSettings, reduction=st.sampled_from(["mean", "sum"]), label_smoothing=RATE
+    ),
+    augmentation=AUGMENTATIONS,
+    averaging=st.none() | st.builds(ExponentialAverage, decay=RATE, every=COUNT),
+    stopping=STOPPINGS,
+    compute=COMPUTE,
+    records=st.builds(RecordSettings, log_every=COUNT, checkpoint_every=DURATIONS),
+    image_size=st.none() | COUNT,
+    description=st.text(),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(RECIPES)
+def test_any_recipe_survives_the_way_through_json(recipe: Recipe) -> None:
+    text = json.dumps(recipe_to_mapping(recipe), allow_nan=False)
+    assert recipe_from_mapping(json.loads(text)) == recipe
+
+
+@settings(max_examples=30, deadline=None)
+@given(RECIPES)
+def test_what_show_prints_is_the_recipe_as_toml(recipe: Recipe) -> None:
+    import contextlib
+    import io
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "recipe.json"
+        path.write_text(json.dumps(recipe_to_mapping(recipe)))
+        shown = io.StringIO()
+        with contextlib.redirect_stdout(shown):
+            show_recipe(str(path), (), as_json=False)
+    assert recipe_from_mapping(tomllib.loads(shown.getvalue())) == recipe
+
+
+def test_a_schedule_is_the_same_to_the_last_bit_after_a_way_through_a_file() -> None:
+    recipe = Recipe(
+        optimizer=SGDSettings(lr=0.1),
+        schedules=Schedules(lr=Warmup(duration=fraction(1 / 3), into=Cosine())),
+    )
+    again = recipe_from_mapping(json.loads(json.dumps(recipe_to_mapping(recipe))))
+    clock = Clock(997, 32, 9970)
+    before, after = (resolve_schedule(r.schedules.lr, clock) for r in (recipe, again))
+    assert [before(n / 97) for n in range(97)] == [after(n / 97) for n in range(97)]
+
+
+# --- the shipped ones ----------------------------------------------------------------------------
+
+
+def test_the_recipes_of_the_built_in_tasks_ship() -> None:
+    names = shipped_recipe_names()
+    assert names == sorted(names)
+    assert {"default", "digits", "mnist", "fashion-mnist", "cifar10", "text"} <= set(names)
+
+
+@pytest.mark.parametrize("name", shipped_recipe_names())
+def test_a_shipped_recipe_loads_resolves_and_comes_back(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.description
+    assert recipe_from_mapping(recipe_to_mapping(recipe)) == recipe
+    assert difference(recipe, load_recipe(name)) == []
+    assert isinstance(recipe.batch_size, int)
+    clock = Clock(50_000, recipe.batch_size)
+    clock = Clock(50_000, recipe.batch_size, clock.examples(recipe.duration))
+    schedules = recipe.schedules
+    for schedule in (schedules.lr, schedules.momentum, schedules.weight_decay):
+        resolved = resolve_schedule(schedule, clock)
+        assert all(0 <= resolved(n / 20) <= 1 for n in range(21))
+
+
+@pytest.mark.parametrize("name", shipped_recipe_names())
+def test_a_shipped_recipe_shown_is_the_same_recipe(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_recipe(name, (), as_json=False)
+    path = tmp_path / "shown.toml"
+    path.write_text(capsys.readouterr().out, encoding="utf-8")
+    assert load_recipe(str(path)) == load_recipe(name)
+
+
+def test_everything_show_prints_has_its_meaning_beside_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    show_recipe("cifar10", (), as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    bare = [line for line in lines if "#" not in line and not line.partition(" =")[0].endswith("name")]
+    assert bare == []
+
+
+# --- overrides and differences -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("optimizer.lr=0.3", {"optimizer": {"name": "sgd", "lr": 0.3}}),
+        (" optimizer.lr = 1e-3 ", {"optimizer": {"name": "sgd", "lr": 1e-3}}),
+        ("duration=5 epochs", {"duration": "5 epochs"}),
+        ('duration="5 epochs"', {"duration": "5 epochs"}),
+        ("stopping.patience=none", {"stopping": {"patience": None}}),
+        ("compute.compile=true", {"compute": {"compile": True}}),
+        ("stopping.target=accuracy>=0.9", {"stopping": {"target": "accuracy>=0.9"}}),
+        ("schedules.lr={name='cosine',end=0.1}", {"schedules": {"lr": {"name": "cosine", "end": 0.1}}}),
+        ("gradient=[]", {"gradient": []}),
+        ("description=a=b", {"description": "a=b"}),
+    ],
+)
+def test_an_override_is_put_in_place_and_leaves_the_original(
+    text: str, expected: dict[str, object]
+) -> None:
+    original = {"optimizer": {"name": "sgd", "lr": 0.1}}
+    assert apply_overrides(original, [text]) == original | expected
+    assert original == {"optimizer": {"name": "sgd", "lr": 0.1}}
+
+
+def test_later_overrides_win() -> None:
+    recipe = load_recipe("digits", ["seed=1", "optimizer.lr=0.2", "seed=2"])
+    assert (recipe.seed, recipe.optimizer.lr) == (2, 0.2)
+
+
+def test_an_override_can_take_an_optional_choice_away() -> None:
+    assert load_recipe("digits").model is not None
+    assert load_recipe("digits", ["model=none"]).model is None
+
+
+def test_a_difference_names_every_path_with_both_values() -> None:
+    one = load_recipe("digits")
+    other = load_recipe(
+        "digits", ["optimizer.lr=0.2", "gradient=[{name='clip-global-norm',max_norm=2.0}]"]
+    )
+    assert difference(one, other) == [
+        ("optimizer.lr", 0.1, 0.2),
+        ("gradient", [], None),
+        ("gradient.0.name", None, "clip-global-norm"),
+        ("gradient.0.max_norm", None, 2.0),
+    ]
+
+
+def test_another_optimizer_differs_by_its_name_and_fields() -> None:
+    paths = [path for path, _, _ in difference(load_recipe("digits"), load_recipe("default"))]
+    assert {"optimizer.name", "optimizer.lr", "optimizer.momentum", "optimizer.beta1"} <= set(paths)
+
+
+def test_a_recipe_is_read_from_toml_from_json_and_from_a_function(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    recipe = load_recipe("digits", ["seed=5"])
+    Path("mine.json").write_text(json.dumps(recipe_to_mapping(recipe)))
+    Path("mine.toml").write_text('seed = 5\n[optimizer]\nname = "sgd"\nlr = 1\n')
+    Path("recipe_made_here.py").write_text(
+        "from anybatch import load_recipe\ndef make():\n    return load_recipe('digits', ['seed=5'])\n"
+    )
+    assert load_recipe("mine.json") == load_recipe("recipe_made_here:make") == recipe
+    assert load_recipe("mine.toml") == Recipe(optimizer=SGDSettings(lr=1.0), seed=5)
+
+
+# --- strictness (every message is in tests/robustness) -------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lrr=1", r"optimizer\.lrr must be a known key \(did you mean lr\?\)"),
+        ("optimizer.lr=true", r"optimizer\.lr must be a number, got True"),
+        ("batch_size=3.7", r"batch_size must be a whole number or \"full\", got 3\.7"),
+        ("seed='1'", r"seed must be a whole number, got 1"),
+        ("stopping.evaluate_every=5", r"stopping\.evaluate_every must be text like"),
+        ("gradient=[{name='clip-global-norm',max_norm=0}]", r"gradient\.0\.max_norm must be > 0"),
+        ("gradient={}", r"gradient must be a list"),
+        ("loss=3", r"loss must be a table"),
+        ("optimizer.nesterov=1", r"optimizer\.nesterov must be true or false"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_path(override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_recipe("digits", [override])
+
+
+INVALID = [
+    (lambda: SGDSettings(lr=-1), "lr must be >= 0"),
+    (lambda: SGDSettings(lr=math.inf), "lr must be >= 0"),
+    (lambda: SGDSettings(lr=1, momentum=1), r"momentum must be in \[0, 1\)"),
+    (lambda: SGDSettings(lr=1, nesterov=True), "nesterov must come with momentum > 0"),
+    (lambda: AdamSettings(lr=1, beta2=1), r"beta2 must be in \[0, 1\)"),
+    (lambda: AdamWSettings(lr=1, epsilon=0), "epsilon must be > 0"),
+    (lambda: MuonSettings(lr=1, adamw_lr=-1), "adamw_lr must be >= 0"),
+    (lambda: ExponentialAverage(decay=0.9, every=0), "every must be >= 1 update"),
+    (lambda: Stopping(patience=0), "patience must be >= 1 evaluation"),
+    (lambda: Stopping(evaluate_every=epochs(0)), "evaluate_every must be > 0"),
+    (lambda: RecordSettings(log_every=0), "log_every must be >= 1 update"),
+    (lambda: ComputeSettings(threads=0), "threads must be >= 1"),
+    (lambda: Augmentation(crop_padding=-1), "crop_padding must be >= 0"),
+    (lambda: LossSettings(label_smoothing=1), r"label_smoothing must be in \[0, 1\)"),
+    (lambda: Recipe(optimizer=SGDSettings(lr=1), duration=fraction(0.5)), "duration must be in epochs"),
+    (lambda: Recipe(optimizer=SGDSettings(lr=1), batch_size=0), "batch_size must be >= 1"),
+    (
+        lambda: Recipe(optimizer=SGDSettings(lr=1), micro_batch_size=12, ghost_batch_size=8),
+        "micro_batch_size must be a multiple of ghost_batch_size 8",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), INVALID)
+def test_a_value_out_of_bounds_is_refused_where_it_is_written(make, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_a_recipe_cannot_be_changed() -> None:
+    recipe = load_recipe("digits")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.seed = 3  # type: ignore[misc]
+    assert hash(recipe) == hash(load_recipe("digits"))
+
+
+# --- targets -------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(TARGETS)
+def test_a_target_survives_the_way_through_text(target: Target) -> None:
+    assert Target.parse(str(target)) == target
+
+
+@pytest.mark.parametrize("text", ["", "good", "nan", "inf", "1e999", "accuracy>0.9", "accuracy=>0.9", "x>=", "--1"])
+def test_what_is_no_target_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="target must be a number or like"):
+        Target.parse(text)
+
+
+def test_the_nearest_name_is_hinted_at_only_when_one_is_near() -> None:
+    assert nearest("momentun", ["lr", "momentum"]) == "did you mean momentum?"
+    assert nearest("xyz", ["lr", "momentum"]) == ""
