@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 import math
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -119,9 +122,7 @@ RECIPES = st.builds(
     model=st.none() | st.builds(ModelSettings, name=st.text(), width=POSITIVE),
     schedules=st.builds(Schedules, lr=SCHEDULES, momentum=SCHEDULES, batch_size=SCHEDULES),
     gradient=st.lists(st.builds(ClipGlobalNorm, max_norm=POSITIVE), max_size=2).map(tuple),
-    loss=st.builds(
-        LossSettings, reduction=st.sampled_from(["mean", "sum"]), label_smoothing=RATE
-    ),
+    loss=st.builds(LossSettings, reduction=st.sampled_from(["mean", "sum"]), label_smoothing=RATE),
     augmentation=AUGMENTATIONS,
     averaging=st.none() | st.builds(ExponentialAverage, decay=RATE, every=COUNT),
     stopping=STOPPINGS,
@@ -142,10 +143,6 @@ def test_any_recipe_survives_the_way_through_json(recipe: Recipe) -> None:
 @settings(max_examples=30, deadline=None)
 @given(RECIPES)
 def test_what_show_prints_is_the_recipe_as_toml(recipe: Recipe) -> None:
-    import contextlib
-    import io
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recipe.json"
         path.write_text(json.dumps(recipe_to_mapping(recipe)))
@@ -205,7 +202,9 @@ def test_everything_show_prints_has_its_meaning_beside_it(
 ) -> None:
     show_recipe("cifar10", (), as_json=False)
     lines = capsys.readouterr().out.splitlines()
-    bare = [line for line in lines if "#" not in line and not line.partition(" =")[0].endswith("name")]
+    bare = [
+        line for line in lines if "#" not in line and not line.partition(" =")[0].endswith("name")
+    ]
     assert bare == []
 
 
@@ -222,7 +221,10 @@ def test_everything_show_prints_has_its_meaning_beside_it(
         ("stopping.patience=none", {"stopping": {"patience": None}}),
         ("compute.compile=true", {"compute": {"compile": True}}),
         ("stopping.target=accuracy>=0.9", {"stopping": {"target": "accuracy>=0.9"}}),
-        ("schedules.lr={name='cosine',end=0.1}", {"schedules": {"lr": {"name": "cosine", "end": 0.1}}}),
+        (
+            "schedules.lr={name='cosine',end=0.1}",
+            {"schedules": {"lr": {"name": "cosine", "end": 0.1}}},
+        ),
         ("gradient=[]", {"gradient": []}),
         ("description=a=b", {"description": "a=b"}),
     ],
@@ -263,14 +265,18 @@ def test_another_optimizer_differs_by_its_name_and_fields() -> None:
     assert {"optimizer.name", "optimizer.lr", "optimizer.momentum", "optimizer.beta1"} <= set(paths)
 
 
-def test_a_recipe_is_read_from_toml_from_json_and_from_a_function(tmp_path: Path, monkeypatch) -> None:
+def test_a_recipe_is_read_from_toml_from_json_and_from_a_function(
+    tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     recipe = load_recipe("digits", ["seed=5"])
     Path("mine.json").write_text(json.dumps(recipe_to_mapping(recipe)))
     Path("mine.toml").write_text('seed = 5\n[optimizer]\nname = "sgd"\nlr = 1\n')
     Path("recipe_made_here.py").write_text(
-        "from anybatch import load_recipe\ndef make():\n    return load_recipe('digits', ['seed=5'])\n"
+        "from anybatch import load_recipe\n"
+        "def make():\n"
+        "    return load_recipe('digits', ['seed=5'])\n"
     )
     assert load_recipe("mine.json") == load_recipe("recipe_made_here:make") == recipe
     assert load_recipe("mine.toml") == Recipe(optimizer=SGDSettings(lr=1.0), seed=5)
@@ -313,7 +319,10 @@ INVALID = [
     (lambda: ComputeSettings(threads=0), "threads must be >= 1"),
     (lambda: Augmentation(crop_padding=-1), "crop_padding must be >= 0"),
     (lambda: LossSettings(label_smoothing=1), r"label_smoothing must be in \[0, 1\)"),
-    (lambda: Recipe(optimizer=SGDSettings(lr=1), duration=fraction(0.5)), "duration must be in epochs"),
+    (
+        lambda: Recipe(optimizer=SGDSettings(lr=1), duration=fraction(0.5)),
+        "duration must be in epochs",
+    ),
     (lambda: Recipe(optimizer=SGDSettings(lr=1), batch_size=0), "batch_size must be >= 1"),
     (
         lambda: Recipe(optimizer=SGDSettings(lr=1), micro_batch_size=12, ghost_batch_size=8),
@@ -344,7 +353,9 @@ def test_a_target_survives_the_way_through_text(target: Target) -> None:
     assert Target.parse(str(target)) == target
 
 
-@pytest.mark.parametrize("text", ["", "good", "nan", "inf", "1e999", "accuracy>0.9", "accuracy=>0.9", "x>=", "--1"])
+@pytest.mark.parametrize(
+    "text", ["", "good", "nan", "inf", "1e999", "accuracy>0.9", "accuracy=>0.9", "x>=", "--1"]
+)
 def test_what_is_no_target_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="target must be a number or like"):
         Target.parse(text)

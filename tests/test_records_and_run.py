@@ -16,7 +16,15 @@ from anybatch.errors import ExitCode, InputError
 from anybatch.measurement import Estimate, Measurement
 from anybatch.recipe import Recipe, SGDSettings
 from anybatch.records import TIME_FIELDS, EvalRecord, Record, StepRecord, from_json, to_json
-from anybatch.run import Run, Status, StatusName, new_folder, read_json, write_atomically, write_json
+from anybatch.run import (
+    Run,
+    Status,
+    StatusName,
+    new_folder,
+    read_json,
+    write_atomically,
+    write_json,
+)
 
 RECIPE = Recipe(optimizer=SGDSettings(lr=0.1))
 
@@ -79,7 +87,9 @@ def test_a_record_is_one_line_and_comes_back(record: Record) -> None:
     assert from_json(line, type(record)) == record
 
 
-@pytest.mark.parametrize(("value", "text"), [(math.inf, "inf"), (-math.inf, "-inf"), (math.nan, "nan")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(math.inf, "inf"), (-math.inf, "-inf"), (math.nan, "nan")]
+)
 def test_a_number_that_is_not_finite_is_text_in_strict_json(value: float, text: str) -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
@@ -232,15 +242,18 @@ def test_json_files_are_strict_and_must_hold_an_object(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_filled_is_as_before(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), new_folder(tmp_path / "a" / "b"):
-        (tmp_path / "a" / "b" / "c").mkdir()
-        (tmp_path / "a" / "b" / "file").touch()
-        raise RuntimeError
+    def fill_and_fail(folder: Path) -> None:
+        with new_folder(folder):
+            (folder / "inner").mkdir()
+            (folder / "file").touch()
+            raise RuntimeError("cut")
+
+    with pytest.raises(RuntimeError, match="cut"):
+        fill_and_fail(tmp_path / "a" / "b")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RuntimeError), new_folder(tmp_path / "empty"):
-        (tmp_path / "empty" / "file").touch()
-        raise RuntimeError
+    with pytest.raises(RuntimeError, match="cut"):
+        fill_and_fail(tmp_path / "empty")
     assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
 
 

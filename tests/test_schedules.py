@@ -15,6 +15,7 @@ from anybatch.schedules import (
     Constant,
     Cosine,
     Duration,
+    Interval,
     Linear,
     OneCycle,
     Schedule,
@@ -35,9 +36,7 @@ PLAIN = (
     st.builds(Constant, value=FACTORS)
     | st.builds(Linear, start=FACTORS, end=FACTORS)
     | st.builds(Cosine, start=FACTORS, end=FACTORS)
-    | st.builds(
-        OneCycle, warmup=FRACTIONS, start=FACTORS, peak=FACTORS, end=FACTORS, shape=SHAPES
-    )
+    | st.builds(OneCycle, warmup=FRACTIONS, start=FACTORS, peak=FACTORS, end=FACTORS, shape=SHAPES)
 )
 SCHEDULES = PLAIN | st.builds(Warmup, duration=FRACTIONS, start=FACTORS, into=PLAIN)
 
@@ -191,11 +190,11 @@ def test_durations_are_written_in_the_shortest_way_that_is_exact() -> None:
     assert str(examples(1_234_567_890_123)) == "1234567890123 examples"
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["5", "epochs", "5epochs", "5 weeks", "five epochs", "-1 epochs", "1.5 updates", "0.5 examples"]
-    + ["1.1 fraction", "nan epochs", "inf epochs", "1e999 epochs", "1.2.3 epochs", "5 epochs 3", ""],
-)
+NO_DURATIONS = """5|epochs|5epochs|5 weeks|five epochs|-1 epochs|1.5 updates|0.5 examples
+1.1 fraction|nan epochs|inf epochs|1e999 epochs|1.2.3 epochs|5 epochs 3|"""
+
+
+@pytest.mark.parametrize("text", NO_DURATIONS.replace("\n", "|").split("|"))
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="duration"):
         Duration.parse(text)
@@ -257,6 +256,16 @@ def test_a_duration_longer_than_the_run_is_the_whole_run() -> None:
     assert Clock(100, 10, 200).fraction(epochs(5)) == 1.0
 
 
+def test_an_interval_in_updates_counts_updates_and_any_other_counts_examples() -> None:
+    scheduled = Clock(examples_per_epoch=100, batch_size=None, total_examples=1000)
+    assert scheduled.interval(updates(3)) == Interval(length=3, counts="updates")
+    assert scheduled.interval(epochs(2)) == Interval(length=200, counts="examples")
+    assert scheduled.interval(epochs(0.001)) == Interval(length=1, counts="examples")
+    assert scheduled.interval(fraction(0.25)) == Interval(length=250, counts="examples")
+    with pytest.raises(InputError, match="must be in examples or updates"):
+        Clock(None, 8).interval(epochs(1))
+
+
 @settings(max_examples=200, deadline=None)
 @given(SCHEDULES, st.integers(1, 50), st.integers(1, 20), st.integers(1, 20), PROGRESS)
 def test_a_resolved_schedule_does_not_depend_on_the_unit(
@@ -272,17 +281,14 @@ def test_a_resolved_schedule_does_not_depend_on_the_unit(
         fraction(size * num_epochs / total),
     ]
     values = {
-        resolve_schedule(Warmup(duration=duration, into=into), clock)(progress)
-        for duration in same
+        resolve_schedule(Warmup(duration=duration, into=into), clock)(progress) for duration in same
     }
     assert len(values) == 1
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from([1, 2, 5, 10, 20, 50, 100]), PROGRESS)
-def test_a_schedule_keeps_its_shape_at_another_batch_size(
-    batch_size: int, progress: float
-) -> None:
+def test_a_schedule_keeps_its_shape_at_another_batch_size(batch_size: int, progress: float) -> None:
     written = Warmup(duration=epochs(2), into=OneCycle(warmup=fraction(0.4)))
     at_ten = resolve_schedule(written, Clock(100, 10, 1000))
     assert resolve_schedule(written, Clock(100, batch_size, 1000))(progress) == at_ten(progress)

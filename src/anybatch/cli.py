@@ -302,4 +302,11 @@ def _described(error: Exception) -> str:
 
 def script() -> None:
     """Entry point of the `anybatch` program."""
-    sys.exit(main())
+    code = main()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # A thread of gloo may still be letting go of a tensor, for which it needs Python: met by
+        # the interpreter's end, it aborts the process ("terminate called", now and then).
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

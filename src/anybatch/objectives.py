@@ -121,12 +121,28 @@ def per_example(loss: LossFunction) -> LossFunction:
     A torch loss module is taken with `reduction="none"`; what it returns per element is averaged
     over all but the first dimension, which is what its "mean" would weigh. Any other callable
     must already return one value per example.
+
+    Raises:
+        InputError: a module whose own reduction would weigh the examples in another way: "sum",
+            "batchmean", or the mean with class weights, which divides by the weights' sum.
     """
     if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
+        _check_reduction(loss)
         elementwise: Any = copy.deepcopy(loss)
         elementwise.reduction = "none"
         return lambda outputs, targets: _mean_per_example(elementwise(outputs, targets))
     return loss
+
+
+def _check_reduction(loss: nn.Module) -> None:
+    thing = f"loss {type(loss).__name__}"
+    if loss.reduction not in ("mean", "none"):
+        rule = 'must have reduction "mean" or "none"'
+        raise InputError(thing, rule, loss.reduction, hint='the recipe has loss.reduction = "sum"')
+    by_class = isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) and loss.weight is not None
+    if by_class and loss.reduction == "mean":
+        rule = "must have no class weights, by whose sum its mean would be divided"
+        raise InputError(thing, rule, hint='reduction="none" divides by the examples')
 
 
 def _mean_per_example(losses: Tensor) -> Tensor:

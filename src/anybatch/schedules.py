@@ -26,6 +26,7 @@ __all__ = [
     "Constant",
     "Cosine",
     "Duration",
+    "Interval",
     "Linear",
     "OneCycle",
     "Schedule",
@@ -112,6 +113,28 @@ def fraction(count: float) -> Duration:
     return Duration(float(count), "fraction")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interval:
+    """A distance after which something happens again and again.
+
+    Attributes:
+        length: >= 1.
+        counts: what it is a number of.
+
+    Example:
+        >>> every = Interval(length=10, counts="examples")
+        >>> [every.times(updates=n, examples=4 * n) for n in (0, 2, 3, 5)]
+        [0, 0, 1, 2]
+    """
+
+    length: int
+    counts: Literal["updates", "examples"]
+
+    def times(self, *, updates: int, examples: int) -> int:
+        """How often it has passed; it is due where an update raises this number."""
+        return (updates if self.counts == "updates" else examples) // self.length
+
+
 @dataclass(frozen=True, slots=True)
 class Clock:
     """What turns a duration into examples.
@@ -156,6 +179,16 @@ class Clock:
         per_epoch = -(-self.examples_per_epoch // self.batch_size)
         whole, rest = divmod(int(count), per_epoch)
         return whole * self.examples_per_epoch + rest * self.batch_size
+
+    def interval(self, duration: Duration) -> Interval:
+        """What happens again and again after this duration.
+
+        Raises:
+            InputError: as `examples`; updates are counted, so they are told in any case.
+        """
+        if duration.unit == "updates":
+            return Interval(length=max(1, int(duration.count)), counts="updates")
+        return Interval(length=max(1, self.examples(duration)), counts="examples")
 
     def fraction(self, duration: Duration) -> float:
         """The duration as a fraction of the run, at most 1."""

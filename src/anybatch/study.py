@@ -123,18 +123,22 @@ class Study:
 
         Args:
             path: a folder that does not exist or is empty.
-            arms: recipes by name, their seeds being replaced.
+            arms: recipes by name, which is also that of a folder; their seeds are replaced.
             seeds: one run each for every arm; all different.
             task: how the task is made again, plain values.
 
         Raises:
-            InputError: no arms or seeds, seeds that repeat, or the folder holds something.
+            InputError: no arms or seeds, seeds that repeat, a name that is a path, or the folder
+                holds something.
         """
         path = Path(path)
         if not arms or not seeds:
             raise InputError("study", "must have at least one arm and one seed")
         if len(set(seeds)) != len(seeds):
             raise InputError("seeds", "must all be different", list(seeds))
+        for name in arms:
+            if Path(name).name != name or name in ("", ".."):
+                raise InputError("arm", "must be a plain folder name", repr(name))
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             hint = f"--resume {path} continues it" if cls.is_at(path) else ""
             raise InputError("out", "must be a new or empty folder", str(path), hint=hint)

@@ -129,9 +129,19 @@ class World:
             return model.no_sync()
         return contextlib.nullcontext()
 
-    def close(self) -> None:
-        """Leave the process group, if there is one."""
+    def close(self, *, together: bool = True) -> None:
+        """Leave the process group, if there is one.
+
+        Args:
+            together: wait for the other ranks first; False after an error, when they may be stuck.
+
+        Collectives: one barrier, where `together`; every rank must call.
+        """
         if self.size > 1 and dist.is_initialized():
+            if together:
+                # gloo's threads outlive the group (torch's DDP holds it). One that still lets go of
+                # the last tensor while Python ends would abort the process; here it has time to.
+                dist.barrier()
             dist.destroy_process_group()
 
 

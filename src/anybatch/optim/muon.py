@@ -39,13 +39,15 @@ class MuonWithAdamW:
 
     Args:
         muon: torch.optim.Muon over hidden matrices; None where a model has none.
-        adamw: torch.optim.AdamW over the others.
+        adamw: torch.optim.AdamW over the others; None where there are none.
 
     Reference:
         Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
     """
 
-    def __init__(self, muon: torch.optim.Optimizer | None, adamw: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, muon: torch.optim.Optimizer | None, adamw: torch.optim.Optimizer | None
+    ) -> None:
         self._optimizers: Sequence[torch.optim.Optimizer] = [o for o in (muon, adamw) if o]
 
     @property

@@ -118,7 +118,9 @@ def _build_muon(settings: MuonSettings, model: nn.Module) -> MuonWithAdamW:
             weight_decay=settings.weight_decay,
             adjust_lr_fn=settings.adjust_lr,
         )
-    adamw = torch.optim.AdamW(others, lr=settings.adamw_lr, weight_decay=settings.weight_decay)
+    adamw = None
+    if others:
+        adamw = torch.optim.AdamW(others, lr=settings.adamw_lr, weight_decay=settings.weight_decay)
     return MuonWithAdamW(muon, adamw)
 
 

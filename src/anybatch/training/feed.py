@@ -118,13 +118,17 @@ class Feed:
         """The next update's portion, the same one until `advance` is called.
 
         Raises:
-            InputError: the stream ended before its stated length.
+            InputError: the whole duration was trained, or the stream ended before its stated
+                length.
         """
         if self._portion is None:
             self._portion = self._read()
         return self._portion
 
     def _read(self) -> Portion:
+        if self.examples >= self.total_examples:
+            rule = "must last for another update"
+            raise InputError("duration", rule, f"{self.total_examples} examples, all seen")
         size = self._size(self.examples, self.offset)
         if self._batches is None:
             self._batches = self._open()

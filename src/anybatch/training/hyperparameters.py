@@ -7,7 +7,7 @@ from typing import Any, final
 
 from anybatch.errors import InputError
 from anybatch.recipe import Schedules
-from anybatch.schedules import Clock, Constant, Schedule, resolve_schedule
+from anybatch.schedules import Clock, Constant, OneCycle, Schedule, Warmup, resolve_schedule
 from anybatch.training.build import Optimizer
 
 __all__ = ["Hyperparameters"]
@@ -37,7 +37,7 @@ class Hyperparameters:
         clock: lengths of the run.
 
     Raises:
-        InputError: a momentum schedule reaches 1 or more, or an optimizer has no momentum.
+        InputError: scheduled momentum reaches 1 or more, or momentum that is 0 is scheduled.
     """
 
     def __init__(self, optimizer: Optimizer, schedules: Schedules, clock: Clock) -> None:
@@ -52,6 +52,9 @@ class Hyperparameters:
         if _varies(self._momentum) and max(self._momenta) == 0.0:
             rule = "must be constant while the optimizer's momentum is 0"
             raise InputError("schedules.momentum", rule, schedules.momentum.name)
+        highest = max(self._momenta, default=0.0) * _highest(self._momentum)
+        if highest >= 1.0:
+            raise InputError("schedules.momentum", "must keep momentum below 1", f"{highest:.6g}")
 
     def apply(self, progress: float) -> None:
         """Write the values of `progress` (examples seen before the update / of the run)."""
@@ -85,3 +88,16 @@ class Hyperparameters:
 
 def _varies(schedule: Schedule) -> bool:
     return not isinstance(schedule, Constant)
+
+
+def _highest(schedule: Schedule) -> float:
+    """The largest factor; between the levels that it is written with, a schedule is monotone."""
+    match schedule:
+        case Constant():
+            return schedule.value
+        case Warmup():
+            return max(schedule.start, _highest(schedule.into))
+        case OneCycle():
+            return max(schedule.start, schedule.peak, schedule.end)
+        case _:
+            return max(schedule.start, schedule.end)

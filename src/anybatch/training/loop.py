@@ -25,7 +25,7 @@ from anybatch.recipe import Recipe
 from anybatch.recipe_file import difference
 from anybatch.records import Record
 from anybatch.run import Run, Status
-from anybatch.schedules import Duration
+from anybatch.schedules import Duration, Interval
 from anybatch.task import Task, load_task
 from anybatch.training.checkpoint import (
     restore,
@@ -130,16 +130,20 @@ def train_to_end(
 
 
 def raise_if_signalled(training: Training) -> None:
-    """Let the caller of a training that a signal ended know, once everything is saved.
+    """Let the caller of a training that was sent a signal know, once everything is saved.
+
+    Also where the training came to its end before the signal could end it: a study must not go on.
 
     Raises:
         KeyboardInterrupt: it was SIGINT.
         SystemExit: it was SIGTERM; the code is 143.
     """
-    if training.outcome is not None and training.outcome.signal == signal.SIGINT:
+    ends = (training.outcome, training.stop_wish)
+    number = next((end.signal for end in ends if end is not None and end.signal), None)
+    if number == signal.SIGINT:
         raise KeyboardInterrupt
-    if training.outcome is not None and training.outcome.signal:
-        raise SystemExit(128 + training.outcome.signal)
+    if number:
+        raise SystemExit(128 + number)
 
 
 def default_out(name: str) -> Path:
@@ -253,15 +257,18 @@ def training_records(training: Training, run: Run) -> Iterator[Record]:
             is then "failed".
     """
     every = _checkpoint_interval(training)
-    saved_at, ended = training.feed.examples, False
+
+    def times_due() -> int:
+        return every.times(updates=training.updates, examples=training.feed.examples)
+
+    saved_at, ended = times_due(), False
     first = training.world.is_first
     with _stopping_on_signals(training), _noting_failure(training, run):
         for records in training.rounds():
             for record in records if first else ():
                 run.append(record)
-            due = saved_at // every != training.feed.examples // every
-            if (due or training.outcome) and not ended:
-                ended, saved_at = training.outcome is not None, training.feed.examples
+            if (times_due() != saved_at or training.outcome) and not ended:
+                ended, saved_at = training.outcome is not None, times_due()
                 if training.outcome is None or training.outcome.name != "diverged":
                     save_checkpoint(run, training)
             yield from records
@@ -271,10 +278,10 @@ def training_records(training: Training, run: Run) -> Iterator[Record]:
             run.write_status(_status(training, training.outcome))
 
 
-def _checkpoint_interval(training: Training) -> int:
-    """Examples between two checkpoints."""
+def _checkpoint_interval(training: Training) -> Interval:
+    """The distance between two checkpoints."""
     try:
-        return max(1, training.clock.examples(training.recipe.records.checkpoint_every))
+        return training.clock.interval(training.recipe.records.checkpoint_every)
     except InputError as error:
         raise error.renamed("records.checkpoint_every") from None
 

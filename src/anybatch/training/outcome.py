@@ -100,6 +100,11 @@ class StopRequest:
         """Ask for an end; safe to call from a signal handler."""
         self._wish = outcome
 
+    @property
+    def wish(self) -> Outcome | None:
+        """What this rank was asked for last, also where the training ended before it was agreed."""
+        return self._wish
+
     def agreed(self, seconds_per_update: float) -> Outcome | None:
         """The end that all ranks have agreed on, or None; call once after each update.
 

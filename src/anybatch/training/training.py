@@ -102,7 +102,7 @@ class Training:
         """Target and patience, and how often they are looked at."""
         stopping, judge = self.recipe.stopping, self.task.judge
         try:
-            self._evaluate_every = max(1, clock.examples(stopping.evaluate_every))
+            self._evaluations = clock.interval(stopping.evaluate_every)
         except InputError as error:
             raise error.renamed("stopping.evaluate_every") from None
         self.target = TargetWatch(stopping.target, judge) if stopping.target else None
@@ -200,12 +200,11 @@ class Training:
         """Step until there is something to say, and say it; ends the training where it ends."""
         started, steps = time.perf_counter(), 0
         while True:
-            before = self.feed.examples
+            before = self._evaluations_due
             self.step()
             steps += 1
             ended = self.feed.examples >= self.feed.total_examples
-            every = self._evaluate_every
-            due = ended or before // every != self.feed.examples // every
+            due = ended or self._evaluations_due != before
             asked = self._stop.agreed((time.perf_counter() - started) / steps)
             if due or asked or self.updates % self.recipe.records.log_every == 0:
                 break
@@ -220,6 +219,11 @@ class Training:
             records += self._judge()
         self.outcome = self.outcome or asked
         return records
+
+    @property
+    def _evaluations_due(self) -> int:
+        """Evaluations that the position asks for since the beginning."""
+        return self._evaluations.times(updates=self.updates, examples=self.feed.examples)
 
     def _judge(self) -> list[EvalRecord]:
         """Evaluate and look whether that ends the training."""
@@ -315,6 +319,11 @@ class Training:
         """Ask for an end after an update; rank 0's wish counts. Safe in a signal handler."""
         self._stop.ask(outcome)
 
+    @property
+    def stop_wish(self) -> Outcome | None:
+        """The end that was asked for last on this rank, also where another came before it."""
+        return self._stop.wish
+
     # --- state -------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -365,4 +374,4 @@ class Training:
         traceback: TracebackType | None,
     ) -> None:
         if self._owns_world:
-            self.world.close()
+            self.world.close(together=kind is None or kind is SystemExit)
