@@ -118,20 +118,22 @@ def is_correct(outputs: Tensor, targets: Tensor) -> Tensor:
 def per_example(loss: LossFunction) -> LossFunction:
     """A user's loss as one value per example.
 
-    A torch loss module is taken with `reduction="none"`; what it returns per element is averaged
-    over all but the first dimension, which is what its "mean" would weigh. Any other callable
-    must already return one value per example.
+    A torch loss module with reduction "mean" or "none" is taken with "none"; what it returns per
+    element is averaged over all but the first dimension. Elements that it ignores count as 0. Any
+    other callable must already return one value per example.
+
+    Args:
+        loss: the task's; copied, where it is a torch loss module.
 
     Raises:
         InputError: a module whose own reduction would weigh the examples in another way: "sum",
-            "batchmean", or the mean with class weights, which divides by the weights' sum.
+            "batchmean", or the mean with class weights, which divides by the weights' sum; or one
+            that has parameters to train.
     """
-    if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
-        _check_reduction(loss)
-        elementwise: Any = copy.deepcopy(loss)
-        elementwise.reduction = "none"
-        return lambda outputs, targets: _mean_per_example(elementwise(outputs, targets))
-    return loss
+    if not isinstance(loss, nn.Module) or not hasattr(loss, "reduction"):
+        return loss
+    _check_reduction(loss)
+    return _PerExample(loss)
 
 
 def _check_reduction(loss: nn.Module) -> None:
@@ -143,7 +145,19 @@ def _check_reduction(loss: nn.Module) -> None:
     if by_class and loss.reduction == "mean":
         rule = "must have no class weights, by whose sum its mean would be divided"
         raise InputError(thing, rule, hint='reduction="none" divides by the examples')
+    if any(True for _ in loss.parameters()):
+        raise InputError(thing, "must have no parameters", hint="put them into the model")
 
 
-def _mean_per_example(losses: Tensor) -> Tensor:
-    return losses.flatten(1).mean(1) if losses.dim() > 1 else losses
+class _PerExample(nn.Module):
+    """A torch loss module as one value per example."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        elementwise: Any = copy.deepcopy(loss)
+        elementwise.reduction = "none"
+        self.elementwise = elementwise
+
+    def forward(self, outputs: Any, targets: Any) -> Tensor:
+        losses: Tensor = self.elementwise(outputs, targets)
+        return losses.flatten(1).mean(1) if losses.dim() > 1 else losses

@@ -137,8 +137,8 @@ class AdamWSettings:
 class MuonSettings:
     """torch's Muon for hidden matrices, AdamW for every other parameter.
 
-    Muon takes the 2-D weights except embeddings and the output layer; biases, norms, convolution
-    filters, embeddings and the output layer take AdamW, whose lr follows the same schedule.
+    Muon takes the weights of Linear layers except the last one, which makes the outputs; every
+    other parameter takes AdamW, whose lr follows the same schedule.
 
     Attributes:
         lr: Muon's step size, >= 0.

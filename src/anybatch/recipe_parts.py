@@ -212,6 +212,8 @@ class ComputeSettings:
         precision: "fp32", "bf16" (autocast, fp32 weights) or "fp64".
         channels_last: memory format of images and filters.
         compile: run the model through torch.compile.
+        deterministic: only algorithms that repeat bit for bit; on CUDA needed for a resume to the
+            same numbers, on the CPU without effect.
         threads: CPU threads per process, >= 1; None leaves torch's choice.
         num_workers: loader processes per rank for streamed data, >= 0.
         evaluation_batch_size: examples per forward pass in evaluation, >= 1.
@@ -221,6 +223,7 @@ class ComputeSettings:
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     channels_last: bool = False
     compile: bool = False
+    deterministic: bool = False
     threads: int | None = None
     num_workers: int = 0
     evaluation_batch_size: int = 1000

@@ -60,6 +60,9 @@ class Task:
         metric: own metric.
         loss_scope: "batch" where the loss couples the examples of a batch and returns one value;
             such a batch cannot be divided.
+        target_key: where an example that is a dict holds its target; the other entries are the
+            model's arguments by name.
+        num_examples: length of the training data, where it is a stream of known length.
         shape: what a network of the package must know, so that `recipe.model` can choose one.
         name: in tables and records.
         reference: how `load_task` makes it again, plain values; empty for a task made by hand.
@@ -82,6 +85,8 @@ class Task:
     loss: LossFunction | nn.Module | None = None
     metric: Metric | None = None
     loss_scope: Literal["example", "batch"] = "example"
+    target_key: str = "target"
+    num_examples: int | None = None
     shape: ModelShape | None = None
     name: str = "task"
     reference: dict[str, Any] = field(default_factory=dict)
@@ -95,14 +100,17 @@ class Task:
             raise InputError("kind", f"must be one of: {', '.join(_KINDS)}", self.kind)
         if self.loss_scope not in ("example", "batch"):
             raise InputError("loss_scope", 'must be "example" or "batch"', self.loss_scope)
-        train = as_source(self.train, "train")
+        train = self._as_source(self.train, "train", self.num_examples)
         if self.validation is None:
             train, validation = _set_validation_aside(train)
         else:
-            validation = as_source(self.validation, "validation")
+            validation = self._as_source(self.validation, "validation")
         self._sources.update(train=train, validation=validation)
         if self.test is not None:
-            self._sources["test"] = as_source(self.test, "test")
+            self._sources["test"] = self._as_source(self.test, "test")
+
+    def _as_source(self, data: Any, split: str, num_examples: int | None = None) -> Source:
+        return as_source(data, split, target_key=self.target_key, num_examples=num_examples)
 
     def source(self, split: SplitName) -> Source:
         """The examples of a split.

@@ -44,6 +44,7 @@ class World:
         self.device = device
         self.rank = rank
         self.size = size
+        self._made_group = False
 
     @classmethod
     def from_environment(cls, device: Literal["auto", "cpu", "cuda"] = "auto") -> World:
@@ -55,10 +56,13 @@ class World:
         chosen = _choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls(chosen)
-        if not dist.is_initialized():
-            backend = "nccl" if chosen.type == "cuda" else "gloo"
-            dist.init_process_group(backend)
-        return cls(chosen, rank=dist.get_rank(), size=dist.get_world_size())
+        made_group = not dist.is_initialized()
+        if made_group:
+            # Objects (decisions, random states) travel by gloo, so that they never wait for a GPU.
+            dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+        world = cls(chosen, rank=dist.get_rank(), size=dist.get_world_size())
+        world._made_group = made_group
+        return world
 
     @property
     def is_first(self) -> bool:
@@ -81,8 +85,13 @@ class World:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        dist.broadcast_object_list(box, src=0, device=self._object_device)
         return box[0]
+
+    @property
+    def _object_device(self) -> torch.device:
+        """Where pickled objects travel: the CPU, unless the user's own group has only NCCL."""
+        return self.device if dist.get_backend() == "nccl" else torch.device("cpu")
 
     def all_values(self, value: _T) -> list[_T]:
         """Every rank's `value`, in rank order.
@@ -100,11 +109,16 @@ class World:
         if self.size > 1:
             dist.barrier()
 
-    def parallel(self, model: nn.Module) -> nn.Module:
+    def parallel(self, model: nn.Module, *, some_unused: bool = False) -> nn.Module:
         """The model wrapped so that its backward pass sums gradients over the ranks.
 
         torch's reducer with a communication hook: buckets travel while backward goes on. The sum,
         not the mean, so that a loss weighted by example counts needs no correction.
+
+        Args:
+            model: its parameters are taken from rank 0.
+            some_unused: whether a forward pass may leave trainable parameters out, which costs a
+                walk over the graph in every update.
 
         Collectives: in every synchronized backward, the gradient's size; every rank must join.
         """
@@ -118,7 +132,11 @@ class World:
             "forward_sync_buffers" if renamed else "broadcast_buffers": False
         }
         wrapped = DistributedDataParallel(
-            model, device_ids=ids, gradient_as_bucket_view=True, **buffers
+            model,
+            device_ids=ids,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=some_unused,
+            **buffers,
         )
         wrapped.register_comm_hook(None, _sum_bucket)
         return wrapped
@@ -130,14 +148,14 @@ class World:
         return contextlib.nullcontext()
 
     def close(self, *, together: bool = True) -> None:
-        """Leave the process group, if there is one.
+        """Leave the process group, if this world made it.
 
         Args:
             together: wait for the other ranks first; False after an error, when they may be stuck.
 
         Collectives: one barrier, where `together`; every rank must call.
         """
-        if self.size > 1 and dist.is_initialized():
+        if self._made_group and dist.is_initialized():
             if together:
                 # gloo's threads outlive the group (torch's DDP holds it). One that still lets go of
                 # the last tensor while Python ends would abort the process; here it has time to.

@@ -5,6 +5,7 @@ All draws come from `draws` and are therefore pure in (seed, epoch, example inde
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Final
 
@@ -123,9 +124,15 @@ def _normalized(images: Tensor, normalization: Normalization) -> Tensor:
     scale = normalization.scale
     # One rounding in each operation (no fused multiply-add), so that an element does not depend
     # on where in a vector register it happens to lie.
-    shift = torch.tensor([mean * scale for mean in normalization.mean], device=images.device)
-    factor = torch.tensor([1 / (std * scale) for std in normalization.std], device=images.device)
+    shift = _on_device(tuple(mean * scale for mean in normalization.mean), images.device)
+    factor = _on_device(tuple(1 / (std * scale) for std in normalization.std), images.device)
     return images.to(torch.float32).sub_(shift).mul_(factor)
+
+
+@functools.lru_cache(maxsize=64)
+def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    # Kept: copying a few numbers to a GPU would make the host wait for it.
+    return torch.tensor(values, device=device)
 
 
 def _cropped_and_mirrored(

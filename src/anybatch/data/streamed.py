@@ -29,6 +29,7 @@ __all__ = ["EpochDataset", "StreamedSource"]
 
 _ITEM_STREAM: Final = (1 << 32) + 1
 _LOADER_STREAM: Final = (1 << 32) + 2
+_COLLATE_STREAM: Final = (1 << 32) + 3
 
 
 @runtime_checkable
@@ -248,7 +249,9 @@ class _BatchReader(Dataset[Any]):
                         rule=f"must give example {position}",
                         cause=f"{type(error).__name__}: {error}",
                     )
-        return self._collated(items, positions)
+            # A collation that draws (masking, say) depends on the batch, but on nothing else.
+            _seed_generators(mixed_key(seed, epoch, _COLLATE_STREAM, positions[0]))
+            return self._collated(items, positions)
 
     def _item(self, position: int, seed: int, epoch: int) -> Any:
         if isinstance(self.dataset, EpochDataset):

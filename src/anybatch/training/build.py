@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -23,11 +24,13 @@ from anybatch.recipe import (
     SGDSettings,
 )
 from anybatch.task import Task
+from anybatch.training.precision import model_dtype
 from anybatch.world import World
 
 __all__ = ["Optimizer", "build_gradient_transform", "build_model", "build_optimizer"]
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+# Models handed out once: trained again, they would begin from trained weights.
+_BUILT: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 class Optimizer(Protocol):
@@ -60,13 +63,33 @@ def build_model(
         InputError: the task returned a wrapped model, which would be parallel twice.
     """
     model = task.new_model(settings)
+    if model in _BUILT:
+        raise InputError("build_model", "must return a new model each time", type(model).__name__)
+    _BUILT.add(model)
+    _check_parameters(model, model_dtype(compute))
     for wrapper in (nn.parallel.DistributedDataParallel, nn.DataParallel):
         if isinstance(model, wrapper):
             rule = "must return the plain module"
             hint = "anybatch wraps it for the ranks itself"
             raise InputError("build_model", rule, wrapper.__name__, hint=hint)
-    model = model.to(world.device, _DTYPES[compute.precision])
+    model = model.to(world.device, model_dtype(compute))
     return model.to(memory_format=torch.channels_last) if compute.channels_last else model  # type: ignore[call-overload]
+
+
+def _check_parameters(model: nn.Module, dtype: torch.dtype) -> None:
+    """Refuse weights that a change of type would damage, or that are not there yet."""
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            hint = "call the model once on a batch inside of build_model"
+            raise InputError(f"parameter {name}", "must not be lazy", hint=hint)
+        is_number = parameter.is_floating_point() or parameter.is_complex()
+        if is_number and parameter.dtype not in (torch.float32, dtype):
+            rule = f"must be float32 or {str(dtype).removeprefix('torch.')}"
+            hint = "compute.precision says what the model computes in"
+            raise InputError(f"parameter {name}", rule, parameter.dtype, hint=hint)
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
+            raise InputError(f"layer {name}", "must have dense gradients", "sparse=True")
 
 
 def build_optimizer(settings: OptimizerSettings, model: nn.Module) -> Optimizer:

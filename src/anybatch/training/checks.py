@@ -16,6 +16,7 @@ from anybatch.data.streamed import StreamedSource
 from anybatch.errors import InputError
 from anybatch.objectives import LossFunction
 from anybatch.recipe import Recipe
+from anybatch.schedules import Constant
 from anybatch.task import Task
 from anybatch.training.snapshot import preserved_random_state
 from anybatch.world import World
@@ -45,7 +46,10 @@ def check_division(task: Task, recipe: Recipe, world: World, has_batch_norm: boo
         InputError: a batch under BatchNorm without ghosts, or with a batch-coupled loss, is to be
             divided over ranks or micro-batches.
     """
-    by = "over ranks" if world.size > 1 else "into micro-batches" if recipe.micro_batch_size else ""
+    micro, batch_size = recipe.micro_batch_size, recipe.batch_size
+    constant = recipe.schedules.batch_size == Constant()
+    whole = micro is None or (constant and isinstance(batch_size, int) and micro >= batch_size)
+    by = "over ranks" if world.size > 1 else "" if whole else "into micro-batches"
     if not by:
         return
     if task.loss_scope == "batch":

@@ -16,7 +16,16 @@ from anybatch.world import World
 
 __all__ = ["changes", "describe_environment"]
 
-_MUST_AGREE = ("python", "torch", "numpy", "cpu", "device", "threads", "world_size")
+_MUST_AGREE = (
+    "python",
+    "torch",
+    "numpy",
+    "cpu",
+    "device",
+    "threads",
+    "world_size",
+    "deterministic",
+)
 
 
 def describe_environment(world: World) -> dict[str, Any]:

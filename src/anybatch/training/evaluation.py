@@ -13,7 +13,7 @@ from anybatch.errors import InputError
 from anybatch.objectives import LossFunction, Metric
 from anybatch.recipe import ComputeSettings
 from anybatch.training.checks import call_model
-from anybatch.training.precision import autocast, cast_inputs
+from anybatch.training.precision import autocast, cast
 from anybatch.world import World
 
 __all__ = ["evaluate"]
@@ -50,8 +50,8 @@ def evaluate(
         with torch.no_grad(), autocast(compute, world.device):
             for batch in source.batches(_index_batches(source, compute, world)):
                 count = len(batch.indices)
-                outputs = call_model(model, cast_inputs(batch.inputs, compute))
-                targets = cast_inputs(batch.targets, compute)
+                outputs = call_model(model, cast(batch.inputs, compute))
+                targets = cast(batch.targets, compute)
                 try:
                     values = (loss(outputs, targets), metric.per_example(outputs, targets))
                 except IndexError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple, final
 
 import torch
@@ -156,11 +156,12 @@ class Feed:
         self.examples += num_examples
         self.last_size = num_examples
         self.offset += num_examples
-        if self.offset == self._clock.examples_per_epoch:
-            self._start_epoch()
+        length = self._clock.examples_per_epoch
+        while length is not None and self.offset >= length:
+            self._start_epoch(self.offset - length)
 
-    def _start_epoch(self) -> None:
-        self.epoch, self.offset, self._batches = self.epoch + 1, 0, None
+    def _start_epoch(self, offset: int = 0) -> None:
+        self.epoch, self.offset, self._batches = self.epoch + 1, offset, None
 
     def _size(self, examples: int, offset: int) -> int:
         batch_size = self._batch_size * self._factor(examples / self.total_examples)
@@ -196,6 +197,12 @@ class Feed:
 
     def _order(self) -> Tensor:
         return epoch_order(self._source, seed=self._seed, epoch=self.epoch)
+
+    def close(self) -> None:
+        """Let go of the batches read ahead, and with them of loader processes."""
+        if isinstance(self._batches, Generator):
+            self._batches.close()
+        self._batches = None
 
     def refuse_bad_data(self, epoch: int, offset: int, num_examples: int) -> None:
         """Look whether a past update's loss was not finite because its data were not.

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from anybatch.errors import InputError
 from anybatch.world import World
@@ -63,6 +64,8 @@ class GhostBatchNorm(nn.Module):
         self.layer_name = name
         self.layout = layout
         self.eps, self.momentum = layer.eps, layer.momentum
+        self.num_features, self.affine = layer.num_features, layer.affine
+        self.track_running_stats = layer.track_running_stats
         self.register_parameter("weight", layer.weight)
         self.register_parameter("bias", layer.bias)
         for buffer in ("running_mean", "running_var", "num_batches_tracked"):
@@ -80,7 +83,7 @@ class GhostBatchNorm(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes, as torch's layers print them."""
-        return f"{(len(self.pending) - 1) // 2}, ghost_batch_size={self.layout.ghost_batch_size}"
+        return f"{self.num_features}, ghost_batch_size={self.layout.ghost_batch_size}"
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Normalize ghost by ghost in training, by the running statistics otherwise."""
@@ -162,9 +165,12 @@ class GhostNormalization:
         self.layout = GhostLayout(ghost_batch_size)
         self.layers: list[GhostBatchNorm] = []
         self.found = False
-        self._replaced: dict[int, GhostBatchNorm] = {}
+        # Originals are kept beside their replacements, so that no other object takes their id.
+        self._replaced: dict[int, tuple[nn.Module, GhostBatchNorm]] = {}
         if isinstance(model, _BatchNorm):
             raise InputError("model", "must hold its BatchNorm inside of another module")
+        if any(isinstance(module, GhostBatchNorm) for module in model.modules()):
+            raise InputError("build_model", "must return a new model", "one that was trained here")
         self._replace(model, "")
 
     def _replace(self, module: nn.Module, prefix: str) -> None:
@@ -173,21 +179,33 @@ class GhostNormalization:
             if child is None:
                 continue
             path = f"{prefix}.{name}" if prefix else name
-            if isinstance(child, nn.SyncBatchNorm):
-                rule = "must not be SyncBatchNorm"
-                raise InputError(f"layer {path}", rule, hint="use BatchNorm and ghost_batch_size")
+            self._refuse(child, path)
             if isinstance(child, _BatchNorm) and id(child) not in self._replaced:
                 self.found = True
                 if type(child).forward is not _BatchNorm.forward:
                     self._leave_alone(child, path)
                     continue
                 layer = GhostBatchNorm(child, self.layout, path)
-                self._replaced[id(child)] = layer
-                self.layers.append(layer)
-            if id(child) in self._replaced:
-                setattr(module, name, self._replaced[id(child)])
-            else:
+                self._replaced[id(child)] = (child, layer)
+                if layer.running_mean is not None:
+                    self.layers.append(layer)
+            if isinstance(child, _BatchNorm):
+                setattr(module, name, self._replaced[id(child)][1])
+            elif not isinstance(child, GhostBatchNorm):  # a shared parent, seen before
                 self._replace(child, path)
+
+    def _refuse(self, child: nn.Module, path: str) -> None:
+        """Refuse layers whose statistics cannot be brought under the ghost law."""
+        if isinstance(child, nn.SyncBatchNorm):
+            rule = "must not be SyncBatchNorm"
+            raise InputError(f"layer {path}", rule, hint="use BatchNorm and ghost_batch_size")
+        if isinstance(child, _InstanceNorm) and child.track_running_stats:
+            rule = "must not track running statistics, which would depend on the micro-batches"
+            raise InputError(f"layer {path}", rule, type(child).__name__)
+        hooks = (child._forward_hooks, child._forward_pre_hooks, child._backward_hooks)
+        if isinstance(child, _BatchNorm) and any(hooks):
+            rule = "must have no hooks, as the layer is replaced"
+            raise InputError(f"layer {path}", rule, hint="put them on the module around it")
 
     def _leave_alone(self, child: nn.Module, path: str) -> None:
         """Keep a layer whose forward pass is its own (an activation in it, say)."""

@@ -1,4 +1,4 @@
-"""Precision of a forward pass: autocast, and inputs in the model's floating-point type."""
+"""Precision and memory format of a forward pass: autocast, and inputs as the model wants them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from anybatch.data.items import map_tensors
 from anybatch.recipe import ComputeSettings
 
-__all__ = ["autocast", "cast_inputs"]
+__all__ = ["autocast", "cast", "model_dtype"]
+
+
+def model_dtype(compute: ComputeSettings) -> torch.dtype:
+    """The floating-point type of weights and inputs."""
+    return torch.float64 if compute.precision == "fp64" else torch.float32
 
 
 def autocast(compute: ComputeSettings, device: torch.device) -> AbstractContextManager[Any]:
@@ -20,8 +26,21 @@ def autocast(compute: ComputeSettings, device: torch.device) -> AbstractContextM
     return nullcontext()
 
 
-def cast_inputs(nest: Any, compute: ComputeSettings) -> Any:
-    """Inputs or targets with floating-point tensors in float64 where the model computes in it."""
-    if compute.precision != "fp64":
-        return nest
-    return map_tensors(lambda t: t.double() if t.is_floating_point() else t, nest)
+def cast(nest: Any, compute: ComputeSettings) -> Any:
+    """Inputs or targets in the model's floating-point type, images in its memory format.
+
+    Args:
+        nest: a tensor, or a tuple or dict of tensors; whole numbers stay as they are.
+        compute: precision and memory format.
+    """
+    dtype = model_dtype(compute)
+    images = torch.channels_last if compute.channels_last else torch.contiguous_format
+
+    def as_wanted(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        if tensor.dim() == 4:
+            return tensor.to(dtype).contiguous(memory_format=images)
+        return tensor.to(dtype)
+
+    return as_wanted(nest) if isinstance(nest, Tensor) else map_tensors(as_wanted, nest)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from anybatch.errors import InputError
+
 if TYPE_CHECKING:
     from anybatch.training.training import Training
 
@@ -74,9 +76,15 @@ def preserved_training(training: Training) -> Iterator[None]:
     Args:
         training: may be stepped, evaluated or changed inside of the context.
 
+    Raises:
+        InputError: the training data is a stream, which cannot be put back.
+
     Cost:
         One copy of the training's state.
     """
+    if not training.task.source("train").random_access:
+        rule = "must have random access for a measurement that leaves no trace"
+        raise InputError("train", rule, "a stream", hint="give tensors or a map-style Dataset")
     state = copy.deepcopy(training.state_dict())
     modes = [(module, module.training) for module in training.model.modules()]
     gradients = [

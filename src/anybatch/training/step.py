@@ -13,25 +13,27 @@ would reduce the losses; they are summed when a record is due.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from anybatch.data.source import Batch
 from anybatch.errors import InputError
+from anybatch.objectives import LossFunction
 from anybatch.recipe import Recipe
 from anybatch.schedules import Clock
 from anybatch.task import Task
 from anybatch.training.build import build_gradient_transform, build_model, build_optimizer
-from anybatch.training.checks import call_model, check_division
+from anybatch.training.checks import call_model, check_division, check_model
 from anybatch.training.feed import Portion
 from anybatch.training.hyperparameters import Hyperparameters
 from anybatch.training.normalization import GhostNormalization
-from anybatch.training.precision import autocast, cast_inputs
+from anybatch.training.precision import autocast, cast, model_dtype
 from anybatch.training.sampling import micro_batches
-from anybatch.training.snapshot import seed_everything
+from anybatch.training.snapshot import preserved_random_state, seed_everything
 from anybatch.world import World
 
 __all__ = ["Step"]
@@ -48,12 +50,14 @@ class Step:
         recipe: every choice.
         clock: lengths of the run, for the schedules.
         world: ranks that step together.
+        sample: a few examples, as the model wants them, to try it on.
 
     Attributes:
         model: the bare module, on this rank's device; weights drawn from the recipe's seed.
         optimizer: as torch knows it.
         hyperparameters: scheduled settings of the optimizer.
         loss: (outputs, targets) -> one value per example, label smoothing included.
+        plain_loss: without label smoothing, for evaluation.
         losses: of the last gradient: one vector for each of this rank's micro-batches.
         gradient_norm: before clipping, of the last gradient; None where nothing computes it.
         updates: taken so far.
@@ -62,19 +66,24 @@ class Step:
         InputError: task, recipe and world do not fit together.
     """
 
-    def __init__(self, task: Task, recipe: Recipe, clock: Clock, world: World) -> None:
+    def __init__(
+        self, task: Task, recipe: Recipe, clock: Clock, world: World, sample: Batch
+    ) -> None:
         self._task, self._recipe, self._world = task, recipe, world
         seed_everything(recipe.seed)
         self.model = build_model(task, recipe.model, recipe.compute, world)
         self._normalization = GhostNormalization(self.model, recipe.ghost_batch_size)
+        self._frozen = [module for module in self.model.modules() if not module.training]
         check_division(task, recipe, world, self._normalization.found)
-        self.loss = task.loss_function(recipe.loss.label_smoothing)
+        self.loss = self._placed(task.loss_function(recipe.loss.label_smoothing))
+        self.plain_loss = self._placed(task.loss_function())
+        check_model(self.model, task, self.loss, sample)
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(recipe.optimizer, self.model)
         self.hyperparameters = Hyperparameters(self.optimizer, recipe.schedules, clock)
         self._transforms = [build_gradient_transform(settings) for settings in recipe.gradient]
         compiled: Any = torch.compile(self.model) if recipe.compute.compile else self.model
-        self._forward = world.parallel(compiled)
+        self._forward = world.parallel(compiled, some_unused=self._leaves_some_unused(sample))
         self._average = self._new_average()
         self.losses: list[Tensor] = []
         self.gradient_norm: Tensor | None = None
@@ -85,10 +94,40 @@ class Step:
         if self._recipe.averaging is None:
             return None
         decay = self._recipe.averaging.decay
-        rule = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        average = AveragedModel(self.model, multi_avg_fn=rule, use_buffers=True)
+        average = AveragedModel(self.model, multi_avg_fn=_moving(decay), use_buffers=True)
         average.update_parameters(self.model)  # begins at the initial weights
         return average
+
+    def _placed(self, loss: LossFunction) -> LossFunction:
+        """A loss with buffers of its own (weights of positive examples, say) on this device."""
+        if isinstance(loss, torch.nn.Module):
+            loss.to(self._world.device, model_dtype(self._recipe.compute))
+        return loss
+
+    def _leaves_some_unused(self, sample: Batch) -> bool:
+        """Whether trainable parameters take no part in the loss of a few examples."""
+        if self._world.size == 1:
+            return False
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        self.train_mode()
+        self._normalization.begin(len(sample.indices), counted=False)
+        with preserved_random_state(), autocast(self._recipe.compute, self._world.device):
+            self.loss(call_model(self.model, sample.inputs), sample.targets).sum().backward()  # type: ignore[no-untyped-call]
+        for buffer, value in buffers:
+            buffer.copy_(value)
+        unused = any(parameter.grad is None for parameter in self._parameters)
+        self.model.zero_grad(set_to_none=True)
+        return unused
+
+    def train_mode(self) -> None:
+        """Put the model into training mode, but for parts that `build_model` froze by eval()."""
+        self.model.train()
+        for module in self._frozen:
+            module.training = False
+
+    def close(self) -> None:
+        """Let go of what belongs to the process group; the model stays usable."""
+        self._forward = self.model
 
     @property
     def kept_model(self) -> torch.nn.Module:
@@ -129,9 +168,9 @@ class Step:
         compute = self._recipe.compute
         self._normalization.begin(len(part.indices), counted=counted)
         with autocast(compute, self._world.device):
-            outputs = call_model(self._forward, cast_inputs(part.inputs, compute))
+            outputs = call_model(self._forward, cast(part.inputs, compute))
             try:
-                losses = self.loss(outputs, cast_inputs(part.targets, compute))
+                losses = self.loss(outputs, cast(part.targets, compute))
             except IndexError as error:
                 raise InputError("targets", "must be classes of the model", str(error)) from error
         if self._task.loss_scope == "batch":  # one value that stands for every example
@@ -172,6 +211,7 @@ class Step:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": None if self._average is None else self._average.state_dict(),
+            "unsaved_buffers": self._unsaved_buffers(),
             "updates": self.updates,
             "gradient_norm": self.gradient_norm,
         }
@@ -182,5 +222,25 @@ class Step:
         self.optimizer.load_state_dict(state["optimizer"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
+        for name, buffer in self._unsaved_buffers().items():
+            buffer.copy_(state["unsaved_buffers"][name])
         self.updates, self.gradient_norm = state["updates"], state["gradient_norm"]
-        self._normalization.discard()
+
+    def _unsaved_buffers(self) -> dict[str, Tensor]:
+        """Buffers that the model keeps out of its own state (registered as not persistent)."""
+        saved = self.model.state_dict()
+        return {name: b for name, b in self.model.named_buffers() if name not in saved}
+
+
+def _moving(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], object], None]:
+    """Average <- decay average + (1 - decay) value; whole numbers are copied, not averaged."""
+
+    @torch.no_grad()
+    def average(averages: Sequence[Tensor], values: Sequence[Tensor], count: object) -> None:
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(list(averages), list(values), 1.0 - decay)
+        else:
+            for kept, value in zip(averages, values, strict=True):
+                kept.copy_(value)
+
+    return average

@@ -26,12 +26,17 @@ from anybatch.records import EvalRecord, Record, StepRecord
 from anybatch.schedules import Clock
 from anybatch.task import SplitName, Task
 from anybatch.training.build import Optimizer
-from anybatch.training.checks import check_model, refuse_not_finite
+from anybatch.training.checks import refuse_not_finite
 from anybatch.training.evaluation import evaluate
 from anybatch.training.feed import Feed, Portion, recipe_clock
 from anybatch.training.outcome import Outcome, StopRequest, TargetWatch
-from anybatch.training.precision import cast_inputs
-from anybatch.training.snapshot import load_random_state, random_state, seed_everything
+from anybatch.training.precision import cast
+from anybatch.training.snapshot import (
+    load_random_state,
+    preserved_random_state,
+    random_state,
+    seed_everything,
+)
 from anybatch.training.step import Step
 from anybatch.training.window import LossWindow
 from anybatch.world import World
@@ -81,12 +86,13 @@ class Training:
         self.task, self.recipe = task, recipe
         if recipe.compute.threads is not None:
             torch.set_num_threads(recipe.compute.threads)
+        if recipe.compute.deterministic:
+            torch.use_deterministic_algorithms(True)
         self._owns_world = world is None
         self.world = world or World.from_environment(recipe.compute.device)
         self._sources: dict[SplitName, Source] = {}
         self.clock = clock = recipe_clock(recipe, task.source("train").num_examples)
-        self.one_step = Step(task, recipe, clock, self.world)
-        check_model(self.model, task, self.one_step.loss, self._sample())
+        self.one_step = Step(task, recipe, clock, self.world, self._sample())
         self.feed = Feed(self._source("train"), recipe, clock, self.world)
         self.seconds = 0.0
         self._window = LossWindow(self.world.device)
@@ -94,6 +100,8 @@ class Training:
         self._watch(clock)
         self._stop = StopRequest(self.world)
         self.outcome: Outcome | None = None
+        self._unsaid: list[Record] = []  # records of a round that a loop has not taken yet
+        self._test_was_read = False
         seed_everything(recipe.seed + self.world.rank)  # dropout differs between ranks
 
     # --- construction ------------------------------------------------------------------------
@@ -133,7 +141,7 @@ class Training:
         return Batch(self._cast(batch.inputs), self._cast(batch.targets), batch.indices)
 
     def _cast(self, nest: Any) -> Any:
-        return cast_inputs(nest, self.recipe.compute)
+        return cast(nest, self.recipe.compute)
 
     # --- the one step ------------------------------------------------------------------------
 
@@ -182,19 +190,34 @@ class Training:
 
     def __iter__(self) -> Iterator[Record]:
         """Train to the end, yielding records; a new iterator goes on where the last one stopped."""
-        for records in self.rounds():
-            yield from records
+        while self._unsaid or self._next_round():
+            yield self._unsaid.pop(0)
 
     def rounds(self) -> Iterator[list[Record]]:
         """Train to the end, yielding together the records of the same update.
 
         Between two rounds the training can be saved: nothing is left unsaid.
         """
-        self.model.train()
-        while self.outcome is None:
-            yield self._round()
-        if self.outcome.name in ("finished", "target-missed") and self.task.has("test"):
-            yield [self.evaluate("test")]
+        while self.outcome is None or self._test_is_due:
+            self._next_round()
+            records, self._unsaid = self._unsaid, []
+            yield records
+
+    def _next_round(self) -> bool:
+        """Train until there is something to say; False at the very end."""
+        while self.outcome is None and not self._unsaid:
+            self.one_step.train_mode()
+            self._unsaid += self._round()
+        if not self._unsaid and self._test_is_due:
+            self._test_was_read = True
+            self._unsaid.append(self.evaluate("test"))
+        return bool(self._unsaid)
+
+    @property
+    def _test_is_due(self) -> bool:
+        """Whether the training has come to its end and the test split has not been read."""
+        ended = self.outcome is not None and self.outcome.name in ("finished", "target-missed")
+        return ended and self.task.has("test") and not self._test_was_read
 
     def _round(self) -> list[Record]:
         """Step until there is something to say, and say it; ends the training where it ends."""
@@ -295,11 +318,12 @@ class Training:
             One all-reduce; every rank must call.
         """
         started = time.perf_counter()
-        objectives = (self.task.loss_function(), self.task.judge)
-        loss, metric = evaluate(
-            self.kept_model, self._source(split), objectives, self.recipe.compute, self.world
-        )
+        objectives = (self.one_step.plain_loss, self.task.judge)
         source = self._source(split)
+        with preserved_random_state():  # how often one looks must not change what is trained
+            loss, metric = evaluate(
+                self.kept_model, source, objectives, self.recipe.compute, self.world
+            )
         if not math.isfinite(loss) and source.num_examples is not None:
             everything = torch.split(torch.arange(source.num_examples), 1000)
             refuse_not_finite(source.batches(everything), source, split)
@@ -373,5 +397,7 @@ class Training:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.feed.close()
+        self.one_step.close()
         if self._owns_world:
             self.world.close(together=kind is None or kind is SystemExit)

@@ -100,7 +100,8 @@ class LossWindow:
 
     def state_dict(self) -> dict[str, Any]:
         """The window as it stands (this rank's losses)."""
-        return {"losses": self._losses, "sizes": self._sizes, "positions": self._positions}
+        losses = [[vector.cpu() for vector in vectors] for vectors in self._losses]
+        return {"losses": losses, "sizes": self._sizes, "positions": self._positions}
 
     def load_state_dict(self, states: list[dict[str, Any]], world: World) -> None:
         """Put back what `state_dict` returned, each loss on one rank, however many there are now.
