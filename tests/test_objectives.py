@@ -103,6 +103,14 @@ def test_elements_of_an_example_are_averaged_as_mean_would() -> None:
 WEIGHTS = torch.tensor([1.0, 5.0])
 
 
+class Learned(nn.MSELoss):
+    """A loss with a weight to train, which no optimizer would see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
@@ -110,6 +118,7 @@ WEIGHTS = torch.tensor([1.0, 5.0])
         (nn.NLLLoss(weight=WEIGHTS), "loss NLLLoss must have no class weights"),
         (nn.MSELoss(reduction="sum"), 'must have reduction "mean" or "none", got sum'),
         (nn.KLDivLoss(reduction="batchmean"), 'must have reduction "mean" or "none", got batchm'),
+        (Learned(), "loss Learned must have no parameters"),
     ],
 )
 def test_a_loss_module_that_weighs_examples_in_another_way_is_refused(

@@ -216,6 +216,7 @@ def test_trials_are_begun_resumed_or_left_alone(tmp_path: Path, machine: Machine
         (30.0, [10.0], 2, False),  # 20 + 10 would just not fit
         (30.1, [10.0], 3, False),
         (40.0, [5.0, 20.0, 1.0], 2, False),  # 25 spent; the longest took 20
+        (40.0, [20.0, 1.0, 1.0, 1.0], 2, False),  # 21 spent; the longest took 20
         (50.0, [20.0, 1.0, 1.0, 1.0], 4, True),
     ],
 )

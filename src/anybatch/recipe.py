@@ -21,6 +21,7 @@ from anybatch.recipe_parts import (
     Stopping,
     Target,
     require,
+    require_choices,
     require_decay_rate,
     require_not_negative,
     require_positive,
@@ -160,6 +161,7 @@ class MuonSettings:
     adamw_lr: float = 3e-4
 
     def __post_init__(self) -> None:
+        require_choices(self)
         require_not_negative("lr", self.lr)
         require_decay_rate("momentum", self.momentum)
         require_not_negative("weight_decay", self.weight_decay)
@@ -262,8 +264,10 @@ class Recipe:
         require_positive("duration", self.duration.count)
         for name in ("batch_size", "micro_batch_size", "ghost_batch_size", "image_size"):
             size = getattr(self, name)
-            if isinstance(size, int):
+            if isinstance(size, int) and not isinstance(size, bool):
                 require(name, size, "must be >= 1", size >= 1)
+            elif size != ("full" if name == "batch_size" else None):
+                raise InputError(name, "must be a whole number", size)
         require("seed", self.seed, "must be in [0, 2**63)", 0 <= self.seed < 2**63)
         if self.micro_batch_size and self.ghost_batch_size:
             rule = f"must be a multiple of ghost_batch_size {self.ghost_batch_size}"

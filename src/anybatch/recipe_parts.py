@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
+import typing
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from anybatch.errors import InputError
 from anybatch.schedules import Duration, epochs
@@ -20,6 +22,7 @@ __all__ = [
     "Stopping",
     "Target",
     "require",
+    "require_choices",
     "require_decay_rate",
     "require_not_negative",
     "require_positive",
@@ -40,6 +43,28 @@ def require(name: str, value: float, rule: str, holds: bool) -> None:
     """
     if not (math.isfinite(value) and holds):
         raise InputError(name, rule, value)
+
+
+def require_choices(settings: Any) -> None:
+    """Refuse a value of a `Literal` field that is none of its choices.
+
+    Args:
+        settings: of a dataclass; without this, a mistyped choice would act as another one.
+
+    Raises:
+        InputError: the first such field.
+    """
+    cls: Any = type(settings)
+    for name, choices in _choices(cls).items():
+        value = getattr(settings, name)
+        if value not in choices:
+            raise InputError(name, f"must be one of: {', '.join(choices)}", value)
+
+
+@functools.cache
+def _choices(cls: type) -> dict[str, tuple[Any, ...]]:
+    hints = typing.get_type_hints(cls).items()
+    return {n: typing.get_args(hint) for n, hint in hints if typing.get_origin(hint) is Literal}
 
 
 def require_positive(name: str, value: float) -> None:
@@ -87,6 +112,7 @@ class LossSettings:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
+        require_choices(self)
         require_decay_rate("label_smoothing", self.label_smoothing)
 
 
@@ -112,6 +138,7 @@ class Augmentation:
     random_resized_crop: bool = False
 
     def __post_init__(self) -> None:
+        require_choices(self)
         require_not_negative("crop_padding", self.crop_padding)
         require_not_negative("cutout_size", self.cutout_size)
 
@@ -197,6 +224,7 @@ class Stopping:
     min_delta: float = 0.0
 
     def __post_init__(self) -> None:
+        require_choices(self)
         require_positive("evaluate_every", self.evaluate_every.count)
         require_not_negative("min_delta", self.min_delta)
         if self.patience is not None:
@@ -229,6 +257,7 @@ class ComputeSettings:
     evaluation_batch_size: int = 1000
 
     def __post_init__(self) -> None:
+        require_choices(self)
         if self.threads is not None:
             require("threads", self.threads, "must be >= 1", self.threads >= 1)
         require_not_negative("num_workers", self.num_workers)

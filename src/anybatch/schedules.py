@@ -318,6 +318,8 @@ class OneCycle:
 
     def __post_init__(self) -> None:
         _finite(start=self.start, peak=self.peak, end=self.end)
+        if self.shape not in ("cosine", "linear"):
+            raise InputError("shape", "must be one of: cosine, linear", self.shape)
 
     def __call__(self, progress: float) -> float:
         """The factor at `progress`, clamped to [0, 1]; `warmup` must be a fraction."""

@@ -276,12 +276,12 @@ def test_evaluation_changes_nothing_but_the_records():
     for _ in range(3):
         training.step()
     before, generators = snapshot(training), random_state()
-    training.model[3].eval()
+    training.kept_model[3].eval()
     for split in ("train", "validation"):
         training.evaluate(split)
     assert_bitwise(snapshot(training), before)
     assert_bitwise(random_state(), generators)
-    assert [m.training for m in training.model.modules()] == [True] * 4 + [False, True]
+    assert [m.training for m in training.kept_model.modules()] == [True] * 4 + [False, True]
 
 
 def test_a_gradient_that_is_not_taken_leaves_no_trace():

@@ -169,6 +169,26 @@ def test_a_training_left_at_a_record_goes_on_where_it_was() -> None:
     assert losses == [(r.update, r.loss) for r in whole]
 
 
+def test_a_training_that_has_ended_has_nothing_more_to_say() -> None:
+    with Training(two_classes(test=(INPUTS, LABELS)), recipe_of()) as training:
+        assert [r.split for r in training if isinstance(r, EvalRecord)][-2:] == [
+            "validation",
+            "test",
+        ]
+        assert list(training) == []
+
+
+def test_threads_and_determinism_are_the_recipes_only_while_it_trains() -> None:
+    before = torch.get_num_threads()
+    compute = ComputeSettings(threads=before + 1, deterministic=True)
+    with Training(two_classes(), recipe_of(compute=compute)) as training:
+        training.step()
+        assert torch.get_num_threads() == before + 1
+        assert torch.are_deterministic_algorithms_enabled()
+    assert torch.get_num_threads() == before
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_batch_sizes_follow_their_schedule() -> None:
     schedule = Linear(start=0.5, end=2.0)
     recipe = recipe_of(batch_size=20, schedules=Schedules(batch_size=schedule), duration=epochs(4))
@@ -547,6 +567,23 @@ def test_the_order_of_a_stream_is_kept() -> None:
             training.update(portion.num_examples)
     assert [len(indices) for indices in seen] == [32, 32, 32, 4, 32]
     assert [index for indices in seen[:4] for index in indices] == list(range(100))
+
+
+def test_a_stream_of_known_length_counts_its_epochs() -> None:
+    task = Task(build_model=one_layer, train=pairs, num_examples=NUM, validation=(INPUTS, LABELS))
+    assert [(r.examples, r.epoch) for r in evals_of(task, recipe_of())] == [
+        (100, 1.0),
+        (200, 2.0),
+        (300, 3.0),
+    ]
+
+
+def test_the_target_of_a_dict_may_have_another_name() -> None:
+    rows = [{"input": x, "label": int(y)} for x, y in zip(INPUTS, LABELS, strict=True)]
+    task = Task(build_model=one_layer, train=rows, validation=rows, target_key="label")
+    plain = Task(build_model=one_layer, train=(INPUTS, LABELS), validation=(INPUTS, LABELS))
+    losses = [record.loss for record in records_of(task, recipe_of())]
+    assert losses == pytest.approx([r.loss for r in records_of(plain, recipe_of())], rel=1e-6)
 
 
 def test_a_stream_must_come_with_validation() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 
 from anybatch.study import Study, Trial
@@ -46,4 +47,5 @@ def _run_trial(trial: Trial, task: Task, progress: bool) -> None:
     if trial.run is not None:
         resume(trial.path, task=task, progress=progress)
     else:
+        shutil.rmtree(trial.path, ignore_errors=True)  # what a kill left before it was a run
         fit(task, trial.recipe, out=trial.path, progress=progress)

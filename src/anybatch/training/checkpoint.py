@@ -60,6 +60,8 @@ def save_checkpoint(run: Run, training: Training) -> None:
     state["examples_per_epoch"] = training.clock.examples_per_epoch
     path = _latest(run).with_name(f"update-{training.updates:09d}.pt")
     write_atomically(path, lambda file: torch.save(state, file))
+    if not has_checkpoint(run):
+        _read(path)  # once in a run: what cannot be read back must not be found out at the end
     description = {
         "schema": SCHEMA,
         "file": path.name,
@@ -86,12 +88,19 @@ def load_checkpoint(run: Run) -> tuple[dict[str, Any], dict[str, int]]:
         raise InputError(thing, "must exist to resume")
     if _digest(path) != description.get("sha256"):
         raise InputError(thing, "must be as it was written", "another SHA-256, so it is damaged")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(thing, "must be readable", str(error)) from None
+    state = _read(path)
     run.check_logs(description["log_lengths"])
     return state, description["log_lengths"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        first_line = str(error).partition("\n")[0]
+        rule = "must be readable: states may hold tensors and plain values only"
+        raise InputError(f"checkpoint {path}", rule, first_line) from None
+    return state
 
 
 def _described(run: Run) -> dict[str, Any]:
@@ -144,12 +153,21 @@ def restore(training: Training, run: Run, *, extend: bool) -> Restored:
             raise InputError(path, f"must be as in the checkpoint, {was}", now)
     _load(training, state)
     if extend:
-        training.outcome = None
+        _check_extensible(training, run)
+        training.extend()
     elif training.outcome is not None and run.status.name in ("finished", "target-missed"):
         hint = '--extend "5 epochs" trains on'
         rule = "must have something left to train"
         raise InputError(str(run.path), rule, training.outcome.name, hint=hint)
     return Restored(log_lengths, extension if extend else None)
+
+
+def _check_extensible(training: Training, run: Run) -> None:
+    """Refuse to extend what would stop at once."""
+    if training.target is not None and training.target.reached_update is not None:
+        rule = "must not have reached its target to be extended"
+        hint = "train anew without a target"
+        raise InputError(str(run.path), rule, str(training.target), hint=hint)
 
 
 def _check_resumable(run: Run) -> None:

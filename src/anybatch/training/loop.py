@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +25,7 @@ from anybatch.progress import Progress
 from anybatch.recipe import Recipe
 from anybatch.recipe_file import difference
 from anybatch.records import Record
-from anybatch.run import Run, Status
+from anybatch.run import Run, Status, read_json, write_json
 from anybatch.schedules import Duration, Interval
 from anybatch.task import Task, load_task
 from anybatch.training.checkpoint import (
@@ -288,15 +289,27 @@ def _checkpoint_interval(training: Training) -> Interval:
 
 @contextmanager
 def _noting_failure(training: Training, run: Run) -> Iterator[None]:
-    """Write the status "failed" when an exception ends the training."""
+    """Write the status "failed" when an exception ends the training, with the rank's own reason."""
     try:
         yield
     except Exception as error:
-        if training.world.is_first:
-            reason = f"{type(error).__name__}: {error}"
-            with contextlib.suppress(InputError):  # the disk may be what failed
-                run.write_status(_status(training, Outcome(name="failed", reason=reason)))
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        with contextlib.suppress(InputError):  # the disk may be what failed
+            _write_failure(training, run, reason)
         raise
+
+
+def _write_failure(training: Training, run: Run, reason: str) -> None:
+    rank = training.world.rank
+    if rank > 0:
+        write_json(run.path / f"failed-rank-{rank}.json", {"rank": rank, "reason": reason})
+        return
+    if training.world.size > 1:
+        time.sleep(0.5)  # rank 0 may only have seen a connection close; another knows why
+        for path in sorted(run.path.glob("failed-rank-*.json"))[:1]:
+            values = read_json(path)
+            reason = f"rank {values['rank']}: {values['reason']}"
+    run.write_status(_status(training, Outcome(name="failed", reason=reason)))
 
 
 def _status(training: Training, outcome: Outcome | None) -> Status:

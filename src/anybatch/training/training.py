@@ -50,7 +50,7 @@ class Training:
 
     A context manager and an iterable of records: stepping happens while it is iterated, and a
     loop around it may evaluate, measure, or leave at any record. Seeds the generators of torch,
-    numpy and Python with the recipe's seed.
+    numpy and Python with the recipe's seed; the number of threads is the recipe's until it exits.
 
     Args:
         task: what is to be learned.
@@ -84,6 +84,7 @@ class Training:
 
     def __init__(self, task: Task, recipe: Recipe, *, world: World | None = None) -> None:
         self.task, self.recipe = task, recipe
+        self._as_found = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
         if recipe.compute.threads is not None:
             torch.set_num_threads(recipe.compute.threads)
         if recipe.compute.deterministic:
@@ -116,13 +117,17 @@ class Training:
         self.target = TargetWatch(stopping.target, judge) if stopping.target else None
         if not self.task.has(stopping.target_on):
             raise InputError("stopping.target_on", "must be a split of the task", "test")
-        self._patience = None
-        if stopping.patience is not None:
-            self._patience = Patience(
-                evaluations=stopping.patience,
-                direction=judge.direction,
-                min_delta=stopping.min_delta,
-            )
+        self._patience = self._new_patience()
+
+    def _new_patience(self) -> Patience | None:
+        stopping = self.recipe.stopping
+        if stopping.patience is None:
+            return None
+        return Patience(
+            evaluations=stopping.patience,
+            direction=self.task.judge.direction,
+            min_delta=stopping.min_delta,
+        )
 
     def _source(self, split: SplitName) -> Source:
         """A split on this rank's device."""
@@ -348,6 +353,11 @@ class Training:
         """The end that was asked for last on this rank, also where another came before it."""
         return self._stop.wish
 
+    def extend(self) -> None:
+        """Forget the end, as the duration has been lengthened: patience begins anew."""
+        self.outcome = None
+        self._patience = self._new_patience()
+
     # --- state -------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -399,5 +409,9 @@ class Training:
     ) -> None:
         self.feed.close()
         self.one_step.close()
+        threads, deterministic = self._as_found
+        if self.recipe.compute.threads is not None:
+            torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
         if self._owns_world:
             self.world.close(together=kind is None or kind is SystemExit)
