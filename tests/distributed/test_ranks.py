@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +24,15 @@ SECONDS_ALLOWED = 200
 FEW = sorted(jobs("few"))
 ALL = sorted(jobs("all"))
 ONE = World(torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from threads, which only wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def launch(num_processes: int, *arguments: str) -> None:
@@ -67,7 +77,6 @@ def results(folder: Path, name: str, num_processes: int) -> list[cases.Result]:
 @cache
 def alone(name: str) -> cases.Result:
     """The same case in one process, without micro-batches."""
-    torch.set_num_threads(1)
     return jobs("all")[name.split("-micro")[0]](ONE)
 
 

@@ -61,6 +61,15 @@ def make_task() -> Task:
 TASK = make_task()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from threads, which only wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def make_recipe(precision: Any = "fp64", **changes: Any) -> Recipe:
     recipe = Recipe(
         optimizer=SGD,

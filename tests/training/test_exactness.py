@@ -10,6 +10,7 @@ import dataclasses
 import io
 import random
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from itertools import islice
@@ -40,6 +41,15 @@ DIVISIONS = [
     for name, (_, recipe) in BASE.items()
     for micro in ((4, 8, 12) if recipe.ghost_batch_size else (1, 3, 5, 8, 15, 16, 100))
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from threads, which only wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 # --- accumulation ----------------------------------------------------------------------------
