@@ -25,7 +25,7 @@ PREDICTION = "more than 0.85 test accuracy on the JPEG copy of CIFAR-10"
 _TARGET = 0.85
 _SEEDS = (0,)
 _TASK = "image-folder:cifar10-jpeg.tar.xz"  # below ANYBATCH_DATA
-_RECIPE = "image-folder"  # made for just these images
+_RECIPE = "cifar10-jpeg"  # made for just these images
 
 
 def trials() -> list[str]:

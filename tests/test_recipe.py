@@ -325,9 +325,9 @@ INVALID = [
     ),
     (lambda: Recipe(optimizer=SGDSettings(lr=1), batch_size=0), "batch_size must be >= 1"),
     # in a file such a value cannot be; made in Python it must not act as another one
-    (lambda: LossSettings(reduction="median"), "reduction must be one of: mean, sum, got median"),
+    (lambda: LossSettings(reduction="median"), "reduction must be one of: mean, sum, got 'median'"),
     (lambda: ComputeSettings(precision="fp16"), "precision must be one of: fp32, bf16, fp64"),
-    (lambda: ComputeSettings(device="gpu"), "device must be one of: auto, cpu, cuda, got gpu"),
+    (lambda: ComputeSettings(device="gpu"), "device must be one of: auto, cpu, cuda, got 'gpu'"),
     (lambda: Augmentation(flip="sideways"), "flip must be one of: none, random, alternating"),
     (lambda: Augmentation(padding_mode="wrap"), "padding_mode must be one of: reflect, zero"),
     (lambda: Stopping(target_on="train"), "target_on must be one of: validation, test"),

@@ -129,12 +129,24 @@ def test_warmup_stretches_what_follows_over_the_rest(
 ) -> None:
     warmup = Warmup(duration=fraction(turn), into=into)
     assert warmup(turn) == into(0.0)
+    assert warmup(turn * (1 - 1e-12)) == pytest.approx(into(0.0), rel=1e-6, abs=1e-6)
     assert warmup(turn + (1 - turn) * progress) == pytest.approx(into(progress), rel=1e-6, abs=1e-6)
 
 
 def test_one_cycle_meets_its_peak_exactly_at_the_turn() -> None:
     for turn in (0.1, 0.3, 0.7):
-        assert OneCycle(warmup=fraction(turn), peak=1.25)(turn) == 1.25
+        cycle = OneCycle(warmup=fraction(turn), peak=1.25)
+        assert cycle(turn) == 1.25
+        assert cycle(turn * (1 - 1e-9)) == pytest.approx(1.25)
+        assert cycle(turn * (1 + 1e-9)) == pytest.approx(1.25)
+
+
+@pytest.mark.parametrize(("schedule", "values"), BY_HAND)
+def test_before_the_beginning_and_after_the_end_the_ends_hold(
+    schedule: Schedule, values: dict[float, float]
+) -> None:
+    assert schedule(-1.0) == schedule(0.0) == pytest.approx(values[0.0])
+    assert schedule(2.0) == schedule(1.0) == pytest.approx(values[1.0])
 
 
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
@@ -171,6 +183,7 @@ def test_a_duration_survives_the_way_through_text(duration: Duration) -> None:
     [
         ("5 epochs", epochs(5)),
         ("1 epoch", epochs(1)),
+        ("5epochs", epochs(5)),
         ("0.5 epochs", epochs(0.5)),
         ("1 update", updates(1)),
         (" 2e3  updates ", updates(2000)),
@@ -190,7 +203,7 @@ def test_durations_are_written_in_the_shortest_way_that_is_exact() -> None:
     assert str(examples(1_234_567_890_123)) == "1234567890123 examples"
 
 
-NO_DURATIONS = """5|epochs|5epochs|5 weeks|five epochs|-1 epochs|1.5 updates|0.5 examples
+NO_DURATIONS = """5|epochs|5weeks|5 weeks|five epochs|-1 epochs|1.5 updates|0.5 examples
 1.1 fraction|nan epochs|inf epochs|1e999 epochs|1.2.3 epochs|5 epochs 3|"""
 
 

@@ -216,7 +216,7 @@ def test_trials_are_begun_resumed_or_left_alone(tmp_path: Path, machine: Machine
         (30.0, [10.0], 2, False),  # 20 + 10 would just not fit
         (30.1, [10.0], 3, False),
         (40.0, [5.0, 20.0, 1.0], 2, False),  # 25 spent; the longest took 20
-        (40.0, [20.0, 1.0, 1.0, 1.0], 2, False),  # 21 spent; the longest took 20
+        (41.0, [20.0, 1.0, 1.0, 1.0], 2, False),  # 21 spent; the longest took 20
         (50.0, [20.0, 1.0, 1.0, 1.0], 4, True),
     ],
 )
@@ -244,7 +244,7 @@ def test_a_real_study_trains_every_arm_with_every_seed(tmp_path: Path) -> None:
         optimizer=SGDSettings(lr=0.5),
         duration=updates(6),
         batch_size=8,
-        stopping=Stopping(target=Target("accuracy", ">=", 2.0)),
+        stopping=Stopping(target=Target("loss", "<=", 0.0)),
         records=RecordSettings(log_every=1),
     )
     study = Study.create(tmp_path / "s", {"a": recipe, "b": recipe}, [7, 8], {})

@@ -20,6 +20,7 @@ __all__ = [
     "Metric",
     "default_loss",
     "default_metric",
+    "logits_of",
     "per_example",
 ]
 
@@ -69,7 +70,7 @@ def default_loss(kind: Kind, label_smoothing: float = 0.0) -> LossFunction:
     if label_smoothing == 0.0:
         return cross_entropy
     return lambda outputs, targets: F.cross_entropy(
-        outputs, targets, reduction="none", label_smoothing=label_smoothing
+        logits_of(outputs), targets, reduction="none", label_smoothing=label_smoothing
     )
 
 
@@ -82,37 +83,53 @@ def default_metric(kind: Kind) -> Metric:
     return Metric(name="bits_per_token", direction="min", per_example=_bits_per_token)
 
 
-def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+def logits_of(outputs: Any) -> Any:
+    """The logits in a model's outputs: of a dict or object that holds "logits", or all of it."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    return (
+        outputs["logits"]
+        if isinstance(outputs, dict) and "logits" in outputs
+        else getattr(outputs, "logits", outputs)
+    )
+
+
+def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
     """-log softmax(outputs)[target] in nats: logits (n, C) and classes (n,) give (n,)."""
-    return F.cross_entropy(outputs, targets, reduction="none")
+    return F.cross_entropy(logits_of(outputs), targets, reduction="none")
 
 
-def token_cross_entropy(outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def token_cross_entropy(outputs: Any, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy averaged over positions: logits (n, T, V) and tokens (n, T) give (n,)."""
     losses = F.cross_entropy(
-        outputs.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=label_smoothing
+        logits_of(outputs).flatten(0, 1),
+        targets.flatten(),
+        reduction="none",
+        label_smoothing=label_smoothing,
     )
     return losses.view(targets.shape).mean(1)
 
 
-def _bits_per_token(outputs: Tensor, targets: Tensor) -> Tensor:
+def _bits_per_token(outputs: Any, targets: Tensor) -> Tensor:
     return token_cross_entropy(outputs, targets) / math.log(2.0)
 
 
-def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+def squared_error(outputs: Any, targets: Tensor) -> Tensor:
     """Mean over elements of (output - target)^2, per example; a trailing 1 may be left out."""
-    if outputs.dim() == targets.dim() + 1 and outputs.shape[-1] == 1:
-        outputs = outputs.squeeze(-1)
-    if outputs.shape != targets.shape:
+    values: Tensor = logits_of(outputs)
+    if values.dim() == targets.dim() + 1 and values.shape[-1] == 1:
+        values = values.squeeze(-1)
+    if values.shape != targets.shape:
         rule = f"must have the targets' shape {tuple(targets.shape)}"
-        raise InputError("model output", rule, tuple(outputs.shape))
-    errors = (outputs - targets).square()
+        raise InputError("model output", rule, tuple(values.shape))
+    errors = (values - targets).square()
     return errors.flatten(1).mean(1) if errors.dim() > 1 else errors
 
 
-def is_correct(outputs: Tensor, targets: Tensor) -> Tensor:
+def is_correct(outputs: Any, targets: Tensor) -> Tensor:
     """1 where the largest logit is the target's class, else 0: (n, C) and (n,) give (n,)."""
-    return (outputs.argmax(1) == targets).to(torch.float32)
+    logits: Tensor = logits_of(outputs)
+    return (logits.argmax(1) == targets).to(torch.float32)
 
 
 def per_example(loss: LossFunction) -> LossFunction:

@@ -43,18 +43,26 @@ class Progress:
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
         self._last_line = 0.0
-        self._loss, self._metric = "", ""
+        self._epoch, self._loss, self._speed = "", "", ""
+        self._metrics: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         if self._shown and self._stream.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import (
+                BarColumn,
+                Progress,
+                TextColumn,
+                TimeElapsedColumn,
+                TimeRemainingColumn,
+            )
 
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
-                BarColumn(),
+                BarColumn(bar_width=20),
                 TextColumn("{task.percentage:>3.0f} %"),
                 TextColumn("{task.fields[news]}", markup=False),
+                TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 console=Console(file=self._stream),
             )
@@ -82,15 +90,16 @@ class Progress:
         """Take in a record; evaluations always make a line, steps every ten seconds at most."""
         if not self._shown:
             return
-        speed = ""
+        self._epoch = f"epoch {record.epoch:.2f}"
         if isinstance(record, EvalRecord):
-            self._metric = f"{record.split} {record.metric_name} {record.metric:.4f}"
+            self._metrics[record.split] = f"{record.split} {record.metric_name} {record.metric:.4f}"
         else:
             self._loss = f"loss {record.loss:.4f}"
-            speed = f"{record.examples_per_second:,.0f} examples/s"
-        news = "  ".join(text for text in (self._loss, self._metric, speed) if text)
+            self._speed = f"{record.examples_per_second:,.0f} examples/s"
+        texts = (self._loss, *self._metrics.values(), self._speed)
+        news = "  ".join(text for text in texts if text)
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=record.examples, news=news)
+            self._bar.update(self._task, completed=record.examples, news=f"{self._epoch}  {news}")
         else:
             self._show_line(record, news)
 
@@ -103,6 +112,8 @@ class Progress:
         head = f"{self._title}  " if self._title else ""
         line = (
             f"{head}epoch {record.epoch:7.2f}  update {record.update:7d}  {news}"
-            f"  {record.seconds:.1f} s, about {left:.0f} s left"
+            f"  {record.seconds:.1f} s"
         )
+        if left >= 1.0 and not (isinstance(record, EvalRecord) and record.split == "test"):
+            line += f", about {left:.0f} s left"
         print(line, file=self._stream, flush=True)

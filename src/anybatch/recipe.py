@@ -71,6 +71,7 @@ class SGDSettings:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
+        require_choices(self)
         require_not_negative("lr", self.lr)
         require_decay_rate("momentum", self.momentum)
         require_not_negative("weight_decay", self.weight_decay)
@@ -107,6 +108,7 @@ class AdamSettings:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
+        require_choices(self)
         _check_adam(self.lr, self.beta1, self.beta2, self.epsilon, self.weight_decay)
 
 
@@ -131,6 +133,7 @@ class AdamWSettings:
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
+        require_choices(self)
         _check_adam(self.lr, self.beta1, self.beta2, self.epsilon, self.weight_decay)
 
 
@@ -185,6 +188,7 @@ class ClipGlobalNorm:
     max_norm: float
 
     def __post_init__(self) -> None:
+        require_choices(self)
         require_positive("max_norm", self.max_norm)
 
 
@@ -259,15 +263,14 @@ class Recipe:
     description: str = ""
 
     def __post_init__(self) -> None:
+        require_choices(self)
         if self.duration.unit == "fraction":
             raise InputError("duration", "must be in epochs, updates or examples", self.duration)
         require_positive("duration", self.duration.count)
         for name in ("batch_size", "micro_batch_size", "ghost_batch_size", "image_size"):
             size = getattr(self, name)
-            if isinstance(size, int) and not isinstance(size, bool):
+            if isinstance(size, int):
                 require(name, size, "must be >= 1", size >= 1)
-            elif size != ("full" if name == "batch_size" else None):
-                raise InputError(name, "must be a whole number", size)
         require("seed", self.seed, "must be in [0, 2**63)", 0 <= self.seed < 2**63)
         if self.micro_batch_size and self.ghost_batch_size:
             rule = f"must be a multiple of ghost_batch_size {self.ghost_batch_size}"

@@ -66,7 +66,7 @@ def _shipped() -> Iterator[tuple[str, Any]]:
 
 def shipped_recipe_names() -> list[str]:
     """Names of the recipes inside the package."""
-    return [name for name, _ in _shipped()]
+    return sorted(name for name, _ in _shipped())
 
 
 def import_function(reference: str) -> Any:
@@ -155,6 +155,8 @@ def load_recipe(reference: str, overrides: Iterable[str] = ()) -> Recipe:
 def apply_overrides(mapping: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """A copy of `mapping` with each "a.b=value" put in place; values in TOML's notation.
 
+    Another "a.name" begins the table a anew, so that its required fields must be given too.
+
     Example:
         >>> apply_overrides({"optimizer": {"lr": 0.1}}, ["optimizer.lr=0.3", "seed=7"])
         {'optimizer': {'lr': 0.3}, 'seed': 7}
@@ -172,7 +174,10 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Iterable[str]) -> dic
                 child = {}
                 table[key] = child
             table = child
-        table[last] = _override_value(value.strip())
+        made = _override_value(value.strip())
+        if last == "name" and parents and table.get("name") != made:
+            table.clear()  # another choice has other fields, and its own scale for those it shares
+        table[last] = made
     return result
 
 

@@ -231,14 +231,27 @@ def _check_keys(cls: Any, mapping: Any, path: tuple[str, ...]) -> None:
     known = {f.name for f in dataclasses.fields(cls)} | ({"name"} if _is_tagged(cls) else set())
     for key in mapping:
         if key not in known:
-            raise InputError(
-                ".".join((*path, key)), "must be a known key", hint=nearest(key, known)
-            )
+            meant = _SYNONYMS.get(key) or str(key)
+            hint = nearest(meant, known) or _elsewhere(meant)
+            raise InputError(".".join((*path, key)), "must be a known key", hint=hint)
     for field in dataclasses.fields(cls):
         if _is_required(field) and field.name not in mapping:
             raise InputError(".".join((*path, field.name)), "must be given")
         if field.name in mapping:
             _check_value_keys(_hints(cls)[field.name], mapping[field.name], (*path, field.name))
+
+
+_SYNONYMS = {"learning_rate": "lr", "wd": "weight_decay", "epochs": "duration", "bs": "batch_size"}
+
+
+def _elsewhere(key: str) -> str:
+    """The hint for a key that is right, but of another table."""
+    for field in dataclasses.fields(Recipe):
+        for member in _members(_hints(Recipe)[field.name]):
+            is_table = dataclasses.is_dataclass(member) and member not in _TEXT_TYPES
+            if is_table and any(f.name == key for f in dataclasses.fields(member)):
+                return f"did you mean {field.name}.{key}?"
+    return ""
 
 
 def _check_value_keys(annotation: Any, value: Any, path: tuple[str, ...]) -> None:

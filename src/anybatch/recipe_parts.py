@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import re
+import types
 import typing
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -46,25 +48,51 @@ def require(name: str, value: float, rule: str, holds: bool) -> None:
 
 
 def require_choices(settings: Any) -> None:
-    """Refuse a value of a `Literal` field that is none of its choices.
+    """Refuse a field whose value is of another type than stated, or none of its choices.
 
     Args:
-        settings: of a dataclass; without this, a mistyped choice would act as another one.
+        settings: of a dataclass; without this, a mistyped choice would act as another one, and
+            "5 epochs" for a Duration would fail much later.
 
     Raises:
         InputError: the first such field.
     """
     cls: Any = type(settings)
-    for name, choices in _choices(cls).items():
+    for name, members in _members(cls).items():
         value = getattr(settings, name)
-        if value not in choices:
-            raise InputError(name, f"must be one of: {', '.join(choices)}", value)
+        if not any(_fits(value, member) for member in members):
+            raise InputError(name, f"must be {' or '.join(map(_described, members))}", repr(value))
 
 
 @functools.cache
-def _choices(cls: type) -> dict[str, tuple[Any, ...]]:
-    hints = typing.get_type_hints(cls).items()
-    return {n: typing.get_args(hint) for n, hint in hints if typing.get_origin(hint) is Literal}
+def _members(cls: type) -> dict[str, tuple[Any, ...]]:
+    """The types that each field may have."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    hints = {n: hint for n, hint in typing.get_type_hints(cls).items() if n in names}
+    unions = (typing.Union, types.UnionType)
+    return {
+        n: typing.get_args(h) if typing.get_origin(h) in unions else (h,) for n, h in hints.items()
+    }
+
+
+def _fits(value: Any, member: Any) -> bool:
+    if typing.get_origin(member) is Literal:
+        return value in typing.get_args(member)
+    if member is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if member is int and isinstance(value, bool):
+        return False
+    return isinstance(value, typing.get_origin(member) or member)
+
+
+def _described(member: Any) -> str:
+    if typing.get_origin(member) is Literal:
+        return f"one of: {', '.join(map(str, typing.get_args(member)))}"
+    known = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    known |= {type(None): "None", Duration: "a Duration, like anybatch.epochs(5)"}
+    return (
+        known.get(member) or f"a {getattr(typing.get_origin(member) or member, '__name__', member)}"
+    )
 
 
 def require_positive(name: str, value: float) -> None:
@@ -95,6 +123,7 @@ class ModelSettings:
     width: float = 1.0
 
     def __post_init__(self) -> None:
+        require_choices(self)
         require_positive("width", self.width)
 
 
@@ -159,6 +188,7 @@ class ExponentialAverage:
     every: int = 1
 
     def __post_init__(self) -> None:
+        require_choices(self)
         require_decay_rate("decay", self.decay)
         require("every", self.every, "must be >= 1 update", self.every >= 1)
 
@@ -278,5 +308,6 @@ class RecordSettings:
     checkpoint_every: Duration = epochs(1)
 
     def __post_init__(self) -> None:
+        require_choices(self)
         require("log_every", self.log_every, "must be >= 1 update", self.log_every >= 1)
         require_positive("checkpoint_every", self.checkpoint_every.count)

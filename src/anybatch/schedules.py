@@ -78,7 +78,7 @@ class Duration:
     @classmethod
     def parse(cls, text: str) -> Duration:
         """Read "5 epochs", "200 updates", "4096 examples" or "0.3 fraction"."""
-        match = re.fullmatch(r"\s*([0-9.eE+_-]+)\s+([a-z]+)\s*", text)
+        match = re.fullmatch(r"\s*([0-9.eE+_-]+?)\s*([a-z]+)\s*", text)
         unit = match.group(2) if match else ""
         names: dict[str, Unit] = {name: name for name in _UNITS}
         names |= {name.removesuffix("s"): name for name in _UNITS}

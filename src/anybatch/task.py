@@ -6,6 +6,7 @@ from any module and any data. It holds no choices of training: those are the Rec
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -96,6 +97,9 @@ class Task:
         if not callable(self.build_model) or isinstance(self.build_model, nn.Module):
             rule = "must be a function that returns a new model"
             raise InputError("build_model", rule, type(self.build_model).__name__)
+        metric: Any = self.metric
+        if not (metric is None or isinstance(metric, Metric)):
+            raise InputError("metric", "must be an anybatch.Metric", type(metric).__name__)
         if self.kind not in _KINDS:
             raise InputError("kind", f"must be one of: {', '.join(_KINDS)}", self.kind)
         if self.loss_scope not in ("example", "batch"):
@@ -153,13 +157,29 @@ class Task:
         if settings is not None:
             if self.shape is None:
                 rule = "must be left out for a task without a shape"
-                raise InputError("model", rule, settings.name, hint="its own model is used")
+                raise InputError(
+                    "model",
+                    rule,
+                    settings.name,
+                    hint="its own model is used: remove model from the recipe",
+                )
             return build_model(settings.name, self.shape, width=settings.width)
-        model: Any = self.build_model()
+        model: Any = self._called_builder()
         if not isinstance(model, nn.Module):
             rule = "must return a torch.nn.Module"
             raise InputError("build_model", rule, type(model).__name__)
         return model
+
+    def _called_builder(self) -> Any:
+        try:
+            inspect.signature(self.build_model).bind()
+        except TypeError as error:
+            raise InputError(
+                "build_model", "must be callable without arguments", str(error)
+            ) from None
+        except ValueError:  # some built-in callables have no signature
+            return self.build_model()
+        return self.build_model()
 
     def batch(
         self,

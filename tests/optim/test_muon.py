@@ -50,6 +50,12 @@ def test_a_tied_embedding_and_what_is_frozen_are_not_muons() -> None:
     assert (names(model, muon), names(model, adamw)) == ([], ["embedding.weight", "hidden.bias"])
 
 
+def test_a_layer_that_shares_its_weight_with_an_embedding_is_not_muons() -> None:
+    model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 7), nn.Linear(7, 4), nn.Linear(4, 2))
+    model[1].weight = model[0].weight
+    assert names(model, divide_parameters(model)[0]) == ["2.weight"]
+
+
 def test_in_the_gpt_the_blocks_are_muons_and_embeddings_and_head_are_not() -> None:
     model = build_model("gpt", ModelShape(input_shape=(8,), num_outputs=11, vocabulary_size=11))
     muon, adamw = divide_parameters(model)

@@ -30,6 +30,7 @@ from anybatch.recipe import ExponentialAverage, Recipe, RecordSettings, Schedule
 from anybatch.records import TIME_FIELDS
 from anybatch.schedules import Linear, OneCycle, epochs
 from anybatch.task import Task
+from anybatch.training.outcome import Outcome
 from anybatch.training.snapshot import preserved_training, random_state
 from anybatch.training.training import Training
 from anybatch.world import World
@@ -304,3 +305,24 @@ def test_a_gradient_that_is_not_taken_leaves_no_trace():
             torch.manual_seed(5)
         training.step()
     assert_bitwise(snapshot(twice), snapshot(once))
+
+
+def test_a_measurement_between_gradient_and_update_leaves_no_trace():
+    measured, undisturbed = new_training(), new_training()
+    for training in (measured, undisturbed):
+        torch.manual_seed(1)
+        portion = training.feed.next()
+        training.gradient(portion)
+        if training is measured:
+            with preserved_training(training):
+                disturb(training)
+        training.update(portion.num_examples)
+    assert_bitwise(snapshot(measured), snapshot(undisturbed))
+
+
+def test_a_measurement_leaves_the_outcome_as_found():
+    training = new_training()
+    training.outcome = Outcome(name="interrupted", reason="by SIGINT")
+    with preserved_training(training):
+        training.outcome = None
+    assert training.outcome == Outcome(name="interrupted", reason="by SIGINT")

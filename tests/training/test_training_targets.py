@@ -17,6 +17,7 @@ from anybatch.records import EvalRecord, Record, StepRecord
 from anybatch.run import Run
 from anybatch.schedules import epochs, updates
 from anybatch.task import Task
+from anybatch.training.checkpoint import load_checkpoint
 from anybatch.training.loop import fit, resume
 from anybatch.training.outcome import Outcome, StopRequest, TargetWatch
 from anybatch.training.training import Training
@@ -172,16 +173,18 @@ def test_patience_with_a_target_that_was_not_reached_misses_it() -> None:
     assert training.outcome.reason.endswith("(validation 0.25); no improvement in 1 evaluations")
 
 
-def test_patience_goes_on_counting_after_a_resume(tmp_path: Path) -> None:
+def test_patience_is_saved_and_begins_anew_in_an_extension(tmp_path: Path) -> None:
     recipe = Recipe(
         optimizer=SGDSettings(lr=0.1), batch_size=16, duration=updates(2),
         stopping=Stopping(evaluate_every=EVERY, patience=3),
     )  # fmt: skip
     run = fit(scripted([0.5, 0.4]), recipe, out=tmp_path / "run", progress=False)
     assert run.status.reason == "the whole duration was trained"
+    saved, _ = load_checkpoint(run)
+    assert saved["patience"] == {"best": 0.5, "without_improvement": 1}
     resume(run.path, task=scripted([0.4] * 9), extend=updates(6), progress=False)
     assert run.status.reason == "no improvement in 3 evaluations"
-    assert run.status.update == 4
+    assert run.status.update == 6  # the first of the extension is its best
 
 
 # --- divergence ----------------------------------------------------------------------------------

@@ -17,11 +17,14 @@ __all__ = ["as_tensors", "check_finite", "check_lengths"]
 _NUMBERS_CHECKED_AT_ONCE: Final = 2**24
 
 
+_SMALL_INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32)
+
+
 def as_tensors(nest: Any, thing: str, *, is_target: bool) -> Any:
     """The same nest with numpy arrays made torch tensors.
 
     Torch tensors are taken as they are. Numpy arrays share their memory where they can, but
-    float64 becomes torch's default dtype, and whole-number targets become int64.
+    float64 becomes torch's default dtype. Whole-number targets of both become int64.
 
     Args:
         nest: a torch tensor or numpy array, or a tuple or dict of them; first dimension =
@@ -44,6 +47,8 @@ def as_tensors(nest: Any, thing: str, *, is_target: bool) -> Any:
         )
     if isinstance(nest, np.ndarray):
         nest = _from_numpy(nest, thing, is_target=is_target)
+    elif is_target and isinstance(nest, Tensor) and nest.dtype in _SMALL_INTEGERS:
+        nest = nest.to(torch.int64)
     if not isinstance(nest, Tensor):
         raise InputError(
             thing,

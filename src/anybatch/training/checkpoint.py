@@ -58,6 +58,7 @@ def save_checkpoint(run: Run, training: Training) -> None:
         return
     state["recipe"] = recipe_to_mapping(training.recipe)
     state["examples_per_epoch"] = training.clock.examples_per_epoch
+    state["data"] = training.data_fingerprint
     path = _latest(run).with_name(f"update-{training.updates:09d}.pt")
     write_atomically(path, lambda file: torch.save(state, file))
     if not has_checkpoint(run):
@@ -183,6 +184,8 @@ def _load(training: Training, state: dict[str, Any]) -> None:
     was, now = state["examples_per_epoch"], training.clock.examples_per_epoch
     if was != now:
         raise InputError("train", f"must hold the {was} examples that the run began with", now)
+    if state["data"] != training.data_fingerprint:
+        raise InputError("train", "must hold the data that the run began with", "others")
     try:
         training.load_state_dict(state)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:

@@ -14,7 +14,7 @@ from anybatch.data.resident import ResidentSource
 from anybatch.data.source import Batch, Source
 from anybatch.data.streamed import StreamedSource
 from anybatch.errors import InputError
-from anybatch.objectives import LossFunction
+from anybatch.objectives import LossFunction, logits_of
 from anybatch.recipe import Recipe
 from anybatch.schedules import Constant
 from anybatch.task import Task
@@ -25,6 +25,7 @@ __all__ = [
     "call_model",
     "check_division",
     "check_model",
+    "data_fingerprint",
     "first_not_finite",
     "refuse_not_finite",
 ]
@@ -57,7 +58,7 @@ def check_division(task: Task, recipe: Recipe, world: World, has_batch_norm: boo
         raise InputError(thing, "must stay whole", hint="its loss couples all of its examples")
     if has_batch_norm and recipe.ghost_batch_size is None:
         rule = f"must be set where a batch under BatchNorm is divided {by}"
-        raise InputError("ghost_batch_size", rule, None, hint="--set ghost_batch_size=32")
+        raise InputError("ghost_batch_size", rule, None, hint=f"{micro or 32}, say")
 
 
 def check_model(model: nn.Module, task: Task, loss: LossFunction, sample: Batch) -> None:
@@ -132,6 +133,7 @@ def _check_values(thing: str, values: Tensor, count: int) -> None:
 
 
 def _check_classes(task: Task, outputs: Any, sample: Batch) -> None:
+    outputs = logits_of(outputs)
     if not isinstance(outputs, Tensor) or outputs.dim() < 2:
         shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise InputError("model output", "must be logits of shape (examples, classes)", shape)
@@ -160,6 +162,20 @@ def _wrong_label(source: Any, num_classes: int) -> int | None:
         return None  # of a streamed set only the loader sees the labels; see `Step.gradient`
     wrong = ((source.targets < 0) | (source.targets >= num_classes)).nonzero()
     return int(wrong[0, 0]) if len(wrong) else None
+
+
+def data_fingerprint(source: Source) -> list[float]:
+    """A few numbers that other data would hardly have: size, and sums over up to 256 examples.
+
+    Of a source without random access only the size, as looking would move it.
+    """
+    count = source.num_examples
+    if count is None or not source.random_access:
+        return [float(count or 0)]
+    indices = torch.arange(0, count, max(1, count // 256))
+    batch = next(iter(source.batches([indices])))
+    tensors = (*tensors_of(batch.inputs), *tensors_of(batch.targets))
+    return [float(count), *(float(tensor.double().sum()) for tensor in tensors)]
 
 
 def refuse_not_finite(batches: Iterable[Batch], source: Source, split: str) -> None:

@@ -79,7 +79,7 @@ def fit(
     with Training(task, recipe, world=world) as training:
         run = create_run(training, Path(out) if out is not None else default_out(task.name))
         train_to_end(training, run, progress=progress)
-        raise_if_signalled(training)
+        raise_if_signalled(training, run)
     return run
 
 
@@ -108,7 +108,7 @@ def resume(
     with Training(task or task_of(run), recipe) as training:
         notes = continue_run(training, run, extend=extend is not None)
         train_to_end(training, run, progress=progress, notes=notes)
-        raise_if_signalled(training)
+        raise_if_signalled(training, run)
     return run
 
 
@@ -123,14 +123,17 @@ def train_to_end(
         progress: show a progress bar (plain lines when not on a terminal).
         notes: lines to show above it.
     """
-    with Progress(training.feed.total_examples, shown=progress and training.world.is_first) as bar:
+    shown = progress and training.world.is_first
+    with Progress(training.feed.total_examples, shown=shown, title=run.path.name) as bar:
         for note in notes:
             bar.say(f"note: {note}")
         for record in training_records(training, run):
             bar.show(record)
+        if training.outcome is not None and training.outcome.name == "interrupted":
+            bar.say(f"interrupted and saved; anybatch train --resume {run.path} goes on")
 
 
-def raise_if_signalled(training: Training) -> None:
+def raise_if_signalled(training: Training, run: Run) -> None:
     """Let the caller of a training that was sent a signal know, once everything is saved.
 
     Also where the training came to its end before the signal could end it: a study must not go on.
@@ -142,7 +145,7 @@ def raise_if_signalled(training: Training) -> None:
     ends = (training.outcome, training.stop_wish)
     number = next((end.signal for end in ends if end is not None and end.signal), None)
     if number == signal.SIGINT:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(f"saved; anybatch.resume({str(run.path)!r}) goes on")
     if number:
         raise SystemExit(128 + number)
 
@@ -213,6 +216,8 @@ def extended(run: Run, recipe: Recipe | None, extend: Duration | None) -> Recipe
         raise InputError(path, f"must be as in the run that is resumed, {was}", now)
     if extend is None:
         return own
+    if not isinstance(extend, Duration):
+        raise InputError("extend", "must be a Duration, like anybatch.epochs(5)", repr(extend))
     if extend.count == 0:
         raise InputError("extend", "must be > 0", str(extend))
     if extend.unit != own.duration.unit:
@@ -277,6 +282,7 @@ def training_records(training: Training, run: Run) -> Iterator[Record]:
             if training.outcome is not None and training.outcome.name != "diverged":
                 save_weights(run, training)
             run.write_status(_status(training, training.outcome))
+        training.world.barrier()  # whoever reads the run next finds it whole, on every rank
 
 
 def _checkpoint_interval(training: Training) -> Interval:

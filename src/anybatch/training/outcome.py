@@ -50,6 +50,9 @@ class TargetWatch:
         direction: Literal["max", "min"] = "min" if self.quantity == "loss" else metric.direction
         self.relation = target.relation or (">=" if direction == "max" else "<=")
         self.value = target.value
+        if self.quantity == "accuracy" and not 0.0 <= self.value <= 1.0:
+            rule = "must be in [0, 1] for an accuracy"
+            raise InputError("stopping.target", rule, str(target), hint="0.99 is 99 %")
         self.reached_update: int | None = None
         self.reached_seconds: float | None = None
 

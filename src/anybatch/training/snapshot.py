@@ -86,6 +86,8 @@ def preserved_training(training: Training) -> Iterator[None]:
         rule = "must have random access for a measurement that leaves no trace"
         raise InputError("train", rule, "a stream", hint="give tensors or a map-style Dataset")
     state = copy.deepcopy(training.state_dict())
+    # What a saved state leaves out: losses between `gradient` and `update`, an interruption.
+    losses, outcome = training.one_step.losses, training.outcome
     modes = [(module, module.training) for module in training.model.modules()]
     gradients = [
         (p, None if p.grad is None else p.grad.clone()) for p in training.model.parameters()
@@ -94,6 +96,7 @@ def preserved_training(training: Training) -> Iterator[None]:
         yield
     finally:
         training.load_state_dict(state)
+        training.one_step.losses, training.outcome = losses, outcome
         for module, mode in modes:
             module.training = mode
         for parameter, gradient in gradients:

@@ -10,6 +10,7 @@ the test split, once
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from anybatch.records import EvalRecord, Record, StepRecord
 from anybatch.schedules import Clock
 from anybatch.task import SplitName, Task
 from anybatch.training.build import Optimizer
-from anybatch.training.checks import refuse_not_finite
+from anybatch.training.checks import data_fingerprint, refuse_not_finite
 from anybatch.training.evaluation import evaluate
 from anybatch.training.feed import Feed, Portion, recipe_clock
 from anybatch.training.outcome import Outcome, StopRequest, TargetWatch
@@ -83,6 +84,9 @@ class Training:
     """
 
     def __init__(self, task: Task, recipe: Recipe, *, world: World | None = None) -> None:
+        for thing, kind, value in (("task", Task, task), ("recipe", Recipe, recipe)):
+            if not isinstance(value, kind):
+                raise InputError(thing, f"must be a {kind.__name__}", type(value).__name__)
         self.task, self.recipe = task, recipe
         self._as_found = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
         if recipe.compute.threads is not None:
@@ -93,6 +97,7 @@ class Training:
         self.world = world or World.from_environment(recipe.compute.device)
         self._sources: dict[SplitName, Source] = {}
         self.clock = clock = recipe_clock(recipe, task.source("train").num_examples)
+        self._check_same_data()
         self.one_step = Step(task, recipe, clock, self.world, self._sample())
         self.feed = Feed(self._source("train"), recipe, clock, self.world)
         self.seconds = 0.0
@@ -104,6 +109,22 @@ class Training:
         self._unsaid: list[Record] = []  # records of a round that a loop has not taken yet
         self._test_was_read = False
         seed_everything(recipe.seed + self.world.rank)  # dropout differs between ranks
+
+    @functools.cached_property
+    def data_fingerprint(self) -> str:
+        """What tells the training data from other data, as text; see `checks.data_fingerprint`."""
+        return str(data_fingerprint(self._source("train")))
+
+    def _check_same_data(self) -> None:
+        """Refuse ranks that hold different data, as an unseeded draw would make them."""
+        if self.world.size == 1:
+            return
+        fingerprints = self.world.all_values(self.data_fingerprint)
+        for rank, other in enumerate(fingerprints):
+            if other != fingerprints[0]:
+                rule = "must be the same on every rank"
+                hint = "seed what is drawn when the task is made"
+                raise InputError("train", rule, f"others on rank {rank}", hint=hint)
 
     # --- construction ------------------------------------------------------------------------
 

@@ -1,0 +1,8 @@
+"""One thread for every test: small models on a shared machine only wait for a second one."""
+
+import torch
+
+
+def pytest_configure() -> None:
+    """Before anything computes."""
+    torch.set_num_threads(1)
