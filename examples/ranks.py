@@ -1,7 +1,6 @@
 """The same training on one process and on several, to the same weights.
 
-    python examples/ranks.py
-    torchrun --nproc-per-node=2 examples/ranks.py
+Run it as `python examples/ranks.py` and as `torchrun --nproc-per-node=2 examples/ranks.py`.
 """
 
 import anybatch as ab
@@ -21,7 +20,7 @@ def main() -> None:
     with ab.Training(task, recipe) as training:
         for _ in training:
             pass
-        total = sum(parameter.double().abs().sum().item() for parameter in training.model.parameters())
+        total = sum(float(weights.detach().abs().sum()) for weights in training.model.parameters())
         if training.world.is_first:
             print(f"{training.world.size} process(es): sum of |weights| = {total:.12f}")
 

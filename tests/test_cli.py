@@ -249,7 +249,7 @@ def test_a_task_of_ones_own_is_trained_with_the_default_recipe(call, monkeypatch
     Path("cli_task_made_here.py").write_text(
         "import torch, anybatch\n"
         "def task():\n"
-        "    data = torch.randn(60, 3), torch.arange(60) % 2\n"
+        "    data = torch.eye(60, 3), torch.arange(60) % 2\n"
         "    return anybatch.Task(build_model=lambda: torch.nn.Linear(3, 2), train=data)\n"
     )
     code, _, err = call("train", "cli_task_made_here:task", "--out", "out", "--set", "batch_size=9")

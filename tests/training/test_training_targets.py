@@ -187,6 +187,33 @@ def test_patience_is_saved_and_begins_anew_in_an_extension(tmp_path: Path) -> No
     assert run.status.update == 6  # the first of the extension is its best
 
 
+def test_patience_goes_on_counting_after_an_interruption() -> None:
+    stopping = Stopping(evaluate_every=EVERY, patience=3)
+    recipe = Recipe(
+        optimizer=SGDSettings(lr=0.1), batch_size=16, duration=updates(9), stopping=stopping
+    )
+    with Training(scripted([0.5, 0.4]), recipe) as training:
+        rounds = training.rounds()
+        next(rounds)
+        next(rounds)
+        state = training.state_dict()
+    with Training(scripted([0.4] * 9), recipe) as resumed:
+        resumed.load_state_dict(state)
+        list(resumed)
+    assert resumed.updates == 4
+    assert resumed.outcome == Outcome(name="finished", reason="no improvement in 3 evaluations")
+
+
+def test_a_run_that_reached_its_target_is_not_extended(tmp_path: Path) -> None:
+    recipe = Recipe(
+        optimizer=SGDSettings(lr=0.1), batch_size=16, duration=updates(9),
+        stopping=Stopping(evaluate_every=EVERY, target=Target("", "", 0.5)),
+    )  # fmt: skip
+    run = fit(scripted([0.5]), recipe, out=tmp_path / "run", progress=False)
+    with pytest.raises(InputError, match="must not have reached its target to be extended"):
+        resume(run.path, task=scripted([0.5]), extend=updates(1), progress=False)
+
+
 # --- divergence ----------------------------------------------------------------------------------
 
 

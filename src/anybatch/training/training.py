@@ -97,8 +97,8 @@ class Training:
         self.world = world or World.from_environment(recipe.compute.device)
         self._sources: dict[SplitName, Source] = {}
         self.clock = clock = recipe_clock(recipe, task.source("train").num_examples)
-        self._check_same_data()
         self.one_step = Step(task, recipe, clock, self.world, self._sample())
+        self._check_same_data()
         self.feed = Feed(self._source("train"), recipe, clock, self.world)
         self.seconds = 0.0
         self._window = LossWindow(self.world.device)
