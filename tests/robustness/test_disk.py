@@ -64,7 +64,7 @@ def test_a_disk_that_fills_up_while_a_log_grows(tmp_path, reference):
         said
         == f"anybatch: {tmp_path / 'out' / 'steps.jsonl'} must be writable, got File too large\n"
     )
-    assert not (tmp_path / "out" / "steps.jsonl").read_bytes().endswith(b"\n")  # half a line
+    # The limit mostly cuts a line in half; what is read are the whole ones.
     assert len(list(Run(tmp_path / "out").steps())) == num_lines(tmp_path / "out" / "steps.jsonl")
     assert_resumed_like(tmp_path / "out", reference)
 

@@ -107,7 +107,7 @@ class Training:
         self._stop = StopRequest(self.world)
         self.outcome: Outcome | None = None
         self._unsaid: list[Record] = []  # records of a round that a loop has not taken yet
-        self._test_was_read = False
+        self._test_read_at: int | None = None  # updates taken when test was read last
         seed_everything(recipe.seed + self.world.rank)  # dropout differs between ranks
 
     @functools.cached_property
@@ -235,7 +235,7 @@ class Training:
             self.one_step.train_mode()
             self._unsaid += self._round()
         if not self._unsaid and self._test_is_due:
-            self._test_was_read = True
+            self._test_read_at = self.updates
             self._unsaid.append(self.evaluate("test"))
         return bool(self._unsaid)
 
@@ -243,7 +243,7 @@ class Training:
     def _test_is_due(self) -> bool:
         """Whether the training has come to its end and the test split has not been read."""
         ended = self.outcome is not None and self.outcome.name in ("finished", "target-missed")
-        return ended and self.task.has("test") and not self._test_was_read
+        return ended and self.task.has("test") and self._test_read_at != self.updates
 
     def _round(self) -> list[Record]:
         """Step until there is something to say, and say it; ends the training where it ends."""
@@ -285,6 +285,7 @@ class Training:
         if self.target is not None and stopping.target_on == "test":
             judged = self.evaluate("test")
             records.append(judged)
+            self._test_read_at = self.updates
         if self.target is not None and self.target.is_reached(judged):
             reason = f"target {self.target} reached on {judged.split} at update {self.updates}"
             self.outcome = Outcome(name="finished", reason=reason)
