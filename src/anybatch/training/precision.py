@@ -33,14 +33,18 @@ def cast(nest: Any, compute: ComputeSettings) -> Any:
         nest: a tensor, or a tuple or dict of tensors; whole numbers stay as they are.
         compute: precision and memory format.
     """
+    if isinstance(nest, Tensor):
+        return _as_wanted(nest, compute)
+    return map_tensors(lambda tensor: _as_wanted(tensor, compute), nest)
+
+
+def _as_wanted(tensor: Tensor, compute: ComputeSettings) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
     dtype = model_dtype(compute)
-    images = torch.channels_last if compute.channels_last else torch.contiguous_format
-
-    def as_wanted(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        if tensor.dim() == 4:
-            return tensor.to(dtype).contiguous(memory_format=images)
-        return tensor.to(dtype)
-
-    return as_wanted(nest) if isinstance(nest, Tensor) else map_tensors(as_wanted, nest)
+    if tensor.dtype != dtype:
+        tensor = tensor.to(dtype)
+    if tensor.dim() == 4:
+        images = torch.channels_last if compute.channels_last else torch.contiguous_format
+        return tensor.contiguous(memory_format=images)
+    return tensor
