@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from anybatch.data.source import Batch as Batch
     from anybatch.errors import InputError as InputError
     from anybatch.measurement import Estimate as Estimate
+    from anybatch.measurement import Finding as Finding
     from anybatch.measurement import Measurement as Measurement
     from anybatch.models.table import ModelShape as ModelShape
     from anybatch.models.table import build_model as build_model
@@ -65,7 +66,7 @@ _HOMES = {
     "controllers": ("Patience",),
     "data.source": ("Batch",),
     "errors": ("InputError",),
-    "measurement": ("Estimate", "Measurement"),
+    "measurement": ("Estimate", "Finding", "Measurement"),
     "models.table": ("ModelShape", "build_model"),
     "objectives": ("Metric",),
     "recipe": (

@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from anybatch.errors import InputError
 
-__all__ = ["Estimate", "Measurement"]
+__all__ = ["Estimate", "Finding", "Measurement"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +61,28 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """Something that a measurement noticed and that has a name.
+
+    Attributes:
+        name: of the kind, with hyphens ("never-diverged").
+        sentence: what was seen, with its numbers.
+        advice: what to do about it: the next command to run, where there is one.
+
+    Example:
+        >>> str(Finding(name="noisy", sentence="the loss jumps by 0.4", advice="use --repeats 5"))
+        'noisy: the loss jumps by 0.4; use --repeats 5'
+    """
+
+    name: str
+    sentence: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.sentence}" + (f"; {self.advice}" if self.advice else "")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Measurement:
     """One measurement on a task.
 
@@ -71,6 +93,8 @@ class Measurement:
         estimates: what follows, by name.
         seconds: that it took.
         examples: that it used.
+        findings: what was noticed, most important first.
+        fitted: columns of the curve that the estimates were read from, all of the same length.
     """
 
     kind: str
@@ -79,11 +103,14 @@ class Measurement:
     estimates: Mapping[str, Estimate]
     seconds: float
     examples: int
+    findings: tuple[Finding, ...] = ()
+    fitted: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        lengths = {name: len(column) for name, column in self.samples.items()}
-        if len(set(lengths.values())) > 1:
-            raise InputError("samples", "must be columns of the same length", lengths)
+        for thing, columns in (("samples", self.samples), ("fitted", self.fitted)):
+            lengths = {name: len(column) for name, column in columns.items()}
+            if len(set(lengths.values())) > 1:
+                raise InputError(thing, "must be columns of the same length", lengths)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, from which `from_dict` makes the same measurement."""
@@ -94,6 +121,8 @@ class Measurement:
             "estimates": {n: dataclasses.asdict(e) for n, e in self.estimates.items()},
             "seconds": self.seconds,
             "examples": self.examples,
+            "findings": [dataclasses.asdict(finding) for finding in self.findings],
+            "fitted": {name: list(column) for name, column in self.fitted.items()},
         }
 
     @classmethod
@@ -103,15 +132,20 @@ class Measurement:
             name: Estimate(**{key: _number(item) for key, item in estimate.items()})
             for name, estimate in values["estimates"].items()
         }
-        columns = values["samples"].items()
         return cls(
             kind=values["kind"],
             settings=values["settings"],
-            samples={name: tuple(map(_number, column)) for name, column in columns},
+            samples=_columns(values["samples"]),
             estimates=estimates,
             seconds=values["seconds"],
             examples=values["examples"],
+            findings=tuple(Finding(**finding) for finding in values.get("findings", ())),
+            fitted=_columns(values.get("fitted", {})),
         )
+
+
+def _columns(values: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+    return {name: tuple(map(_number, column)) for name, column in values.items()}
 
 
 def _number(value: Any) -> Any:

@@ -36,6 +36,10 @@ class Hyperparameters:
         schedules: of the recipe.
         clock: lengths of the run.
 
+    Attributes:
+        lr_factor: on every group's scheduled lr, beside the schedule: what a controller or a
+            measurement moves; 1 unless one does.
+
     Raises:
         InputError: scheduled momentum reaches 1 or more, or momentum that is 0 is scheduled.
     """
@@ -49,6 +53,8 @@ class Hyperparameters:
         self._lrs = [float(group["lr"]) for group in groups]
         self._momenta = [_read_momentum(group) for group in groups]
         self._decays = [float(group.get("weight_decay", 0.0)) for group in groups]
+        self.lr_factor = 1.0
+        self._written_factor = 1.0  # spares a constant lr the writing
         if _varies(self._momentum) and max(self._momenta) == 0.0:
             rule = "must be constant while the optimizer's momentum is 0"
             raise InputError("schedules.momentum", rule, schedules.momentum.name)
@@ -59,10 +65,11 @@ class Hyperparameters:
     def apply(self, progress: float) -> None:
         """Write the values of `progress` (examples seen before the update / of the run)."""
         groups = self._optimizer.param_groups
-        if self._lr != Constant():
-            factor = self._lr(progress)
+        if self._lr != Constant() or self.lr_factor != self._written_factor:
+            factor = self._lr(progress) * self.lr_factor
             for group, lr in zip(groups, self._lrs, strict=True):
                 group["lr"] = lr * factor
+            self._written_factor = self.lr_factor
         if self._momentum != Constant():
             self._apply(self._momentum(progress), self._momenta, _write_momentum)
         if self._weight_decay != Constant():
