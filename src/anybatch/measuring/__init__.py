@@ -1,0 +1,1 @@
+"""Measurements on a task or on anybody's loop, one file each; all leave no trace."""

@@ -1,0 +1,479 @@
+"""What a curve of loss against learning rate says: a range with intervals, or why there is none.
+
+    losses of all ramps, each from its own beginning, up to where they blow up
+    -> one robust local linear fit in log lr (two-sided, so without lag)
+    -> where learning starts, where it is steepest, where it ends, where the loss rises again
+    -> the same for fits to resampled residuals: intervals
+
+Pure arithmetic. Every threshold is a share of the drop or a multiple of the noise, so the answer
+is the same for a loss that is negative, tiny, huge, or shifted by a constant.
+
+Reference: the LR range test: Smith 2017, "Cyclical Learning Rates for Training Neural Networks",
+section 3.3. Local regression: Cleveland 1979, "Robust Locally Weighted Regression".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anybatch.errors import InputError
+from anybatch.measurement import Estimate, Finding
+
+__all__ = ["CurveReading", "blow_up", "noise_of", "read_curve"]
+
+_Array = NDArray[np.float64]
+
+_FEWEST_POINTS = 12
+_SIGNIFICANT = 4.5  # standard errors: the lowest of many places is low by chance
+_STARTED = 0.1  # share of the drop that counts as a start
+_RISEN = 0.2  # share of the drop that counts as a rise
+_BANDWIDTHS = tuple(math.log(10.0) * decades for decades in (0.3, 0.5, 0.8, 1.2))
+_RESAMPLES = 200
+_NON_FINITE_IN_A_ROW = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveReading:
+    """What was read from one curve, possibly measured several times.
+
+    Attributes:
+        estimates: "learning_starts", "steepest", "minimum", "edge": learning rates.
+        findings: named pathologies.
+        fitted: columns "lr", "loss", "slope" (per unit of natural log lr), "low" and "high" of
+            the fitted loss; empty where nothing could be fitted.
+        drop: from the beginning to the lowest fitted loss; nan where nothing could be fitted.
+        noise: standard deviation of one loss about the curve.
+        start: mean loss before any learning.
+    """
+
+    estimates: Mapping[str, Estimate]
+    findings: tuple[Finding, ...] = ()
+    fitted: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    drop: float = math.nan
+    noise: float = math.nan
+    start: float = math.nan
+
+
+# --- noise and blow-up -----------------------------------------------------------------------
+
+
+def noise_of(losses: _Array) -> float:
+    """Standard deviation of a single loss about a slowly moving curve.
+
+    1.4826 median |d| / sqrt(1.5) of d_i = l_i - (l_{i-1} + l_{i+1}) / 2: neither a trend nor a few
+    spikes count. 0 for fewer than three losses.
+
+    Args:
+        losses: (updates,), finite.
+    """
+    if len(losses) < 3:
+        return 0.0
+    second = losses[1:-1] - 0.5 * (losses[:-2] + losses[2:])
+    return float(1.4826 * np.median(np.abs(second)) / math.sqrt(1.5))
+
+
+def blow_up(losses: Sequence[float]) -> int | None:
+    """Update at which the loss has begun to rise for good, or None.
+
+    It has where the last five losses all lie above the best five-point median so far by more than
+    the largest of: twice the drop, eight times the noise. So a negative or tiny loss needs no
+    care, and one spike decides nothing. Five losses in a row that are not finite are a blow-up too.
+
+    Args:
+        losses: so far, in order; may hold nan and inf.
+
+    Example:
+        >>> blow_up([1.0] * 20) is None
+        True
+        >>> blow_up([-1.0] * 10 + [-2.0] * 10 + [-1.9, 0.5, 9.0, 99.0, 999.0, 9999.0])
+        21
+    """
+    values = np.asarray(losses, dtype=np.float64)
+    finite = np.isfinite(values)
+    if len(values) >= _NON_FINITE_IN_A_ROW and not finite[-_NON_FINITE_IN_A_ROW:].any():
+        last = np.flatnonzero(finite)
+        return int(last[-1]) + 1 if len(last) else 0
+    kept = values[finite]
+    if len(kept) < 8:
+        return None
+    medians = np.median(np.lib.stride_tricks.sliding_window_view(kept, 5), axis=1)
+    best, started = float(medians.min()), float(medians[0])
+    drop = max(0.0, started - best)
+    noise = noise_of(kept[: int(medians.argmin()) + 5])
+    limit = best + max(2.0 * drop, 8.0 * noise, 1e-6 * abs(best), 1e-300)
+    above = ~(values <= limit)  # what is not finite counts as above
+    if not above[-5:].all():
+        return None
+    return int(np.flatnonzero(~above)[-1]) + 1 if (~above).any() else 0
+
+
+# --- local linear regression -----------------------------------------------------------------
+
+
+def _rows(x: _Array, grid: _Array, bandwidth: float, weights: _Array) -> tuple[_Array, _Array]:
+    """Linear maps from losses at `x` to fitted values and slopes on `grid`: (grid, points) each."""
+    distance = x[None, :] - grid[:, None]
+    nearest = np.sort(np.abs(distance), axis=1)[:, min(6, len(x) - 1)]
+    width = np.maximum(bandwidth, 1.01 * nearest)[:, None]
+    kernel = np.clip(1.0 - np.abs(distance / width) ** 3, 0.0, None) ** 3 * weights[None, :]
+    kernel += 1e-12 * (np.abs(distance) <= width)
+    s0 = kernel.sum(1, keepdims=True)
+    mean = (kernel * distance).sum(1, keepdims=True) / s0
+    centred = distance - mean
+    spread = (kernel * centred**2).sum(1, keepdims=True)
+    slope = kernel * centred / np.maximum(spread, 1e-300)
+    return kernel / s0 - mean * slope, slope
+
+
+def _fit_bandwidth(x: _Array, y: _Array) -> float:
+    """The bandwidth of least generalized cross-validation; the smoother of two that are near."""
+    scores = []
+    ones = np.ones_like(x)
+    for bandwidth in _BANDWIDTHS:
+        rows, _ = _rows(x, x, bandwidth, ones)
+        freedom = float(np.trace(rows)) / len(x)
+        residual = np.abs(y - rows @ y)
+        limit = 3.0 * float(np.median(residual)) + 1e-300  # spikes must not choose it
+        scores.append(float(np.mean(np.minimum(residual, limit) ** 2)) / (1.0 - freedom) ** 2)
+    best = min(scores)
+    return max(b for b, score in zip(_BANDWIDTHS, scores, strict=True) if score <= 1.05 * best)
+
+
+def _robust_weights(x: _Array, y: _Array, bandwidth: float) -> _Array:
+    """Bisquare weights after three rounds: a spike ends with weight 0."""
+    weights = np.ones_like(x)
+    for _ in range(3):
+        rows, _ = _rows(x, x, bandwidth, weights)
+        residual = y - rows @ y
+        scale = 6.0 * float(np.median(np.abs(residual)))
+        if scale <= 0.0:
+            break
+        weights = np.clip(1.0 - (residual / scale) ** 2, 0.0, None) ** 2
+    return weights
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Points:
+    """Losses of all ramps up to the blow-up, as deviations from their ramp's beginning."""
+
+    x: _Array  # natural log of lr
+    y: _Array
+    level: float  # mean beginning, which was taken off
+    end: float | None  # log lr at which the first ramp blew up; None: none did
+    shortest: int  # finite points of the shortest ramp before its blow-up
+    gaps: tuple[float, ...]  # learning rates at which a loss was not finite, but later ones were
+
+
+def _points(lrs: Sequence[float], ramps: Sequence[Sequence[float]]) -> _Points:
+    xs, ys, ends, gaps, levels, counts = [], [], [], [], [], []
+    for ramp in ramps:
+        values = np.asarray(ramp, dtype=np.float64)
+        x = np.log(np.asarray(lrs[: len(values)], dtype=np.float64))
+        end = _last_blow_up(values)
+        if end is not None:
+            ends.append(float(x[min(end, len(x) - 1)]))
+        stop = len(values) if end is None else end
+        finite = np.isfinite(values[:stop])
+        gaps += [float(np.exp(x[i])) for i in np.flatnonzero(~finite)]
+        kept = np.flatnonzero(finite)
+        counts.append(len(kept))
+        if end is not None:  # the beginning of the rise belongs to the curve, cut off at the top
+            rising = np.arange(stop, min(stop + 3, len(values)))
+            kept = np.concatenate([kept, rising])
+        if not len(kept) or counts[-1] == 0:
+            continue
+        y = _clipped(values[kept], counts[-1])
+        levels.append(float(np.median(y[: max(3, counts[-1] // 8)])))
+        xs.append(x[kept])
+        ys.append(y - levels[-1])
+    if not xs:
+        return _Points(np.empty(0), np.empty(0), math.nan, _least(ends), 0, tuple(gaps))
+    x, y = np.concatenate(xs), np.concatenate(ys)
+    order = np.argsort(x, kind="stable")
+    level = float(np.mean(levels))
+    return _Points(x[order], y[order], level, _least(ends), min(counts), tuple(sorted(set(gaps))))
+
+
+def _least(values: Sequence[float]) -> float | None:
+    return min(values) if values else None
+
+
+def _clipped(values: _Array, num_before: int) -> _Array:
+    """Values of which the rise is cut off one drop above the beginning."""
+    before = values[:num_before]
+    start = float(np.median(before[: max(3, num_before // 8)]))
+    top = max(start - float(before.min()), 8.0 * noise_of(before))
+    limit = max(float(np.quantile(before, 0.9)), start) + top
+    return np.where(np.isfinite(values), np.minimum(values, limit), limit)
+
+
+def _last_blow_up(values: _Array) -> int | None:
+    """Where the loss blows up for good: a rise from which it comes back is none."""
+    end = blow_up(values.tolist())
+    if end is not None or len(values) < 8:
+        return end
+    finite = np.flatnonzero(np.isfinite(values))
+    tail = len(values) - 1 - (int(finite[-1]) if len(finite) else -1)
+    return len(values) - tail if tail else None  # the very end is not finite
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A fitted curve on a fine grid of log lr."""
+
+    grid: _Array
+    value: _Array
+    slope: _Array
+    error: _Array  # standard error of `value`
+    resampled: tuple[_Array, _Array]  # (resamples, grid): values and slopes
+    noise: float
+
+
+def _fit(points: _Points) -> _Fit:
+    x, y = points.x, points.y
+    # Ties (several ramps) are fine; a fine grid lets places fall between two learning rates.
+    grid = np.linspace(x[0], x[-1], 4 * min(len(np.unique(x)), 200))
+    bandwidth = _fit_bandwidth(x, y)
+    weights = _robust_weights(x, y, bandwidth)
+    at_points, _ = _rows(x, x, bandwidth, weights)
+    values, slopes = _rows(x, grid, bandwidth, weights)
+    residual = (y - at_points @ y) / np.sqrt(np.clip(1.0 - np.diag(at_points), 0.3, 1.0))
+    used = np.where(weights > 0.0, residual, 0.0)
+    local = np.sqrt(np.maximum(_rows(x, x, 2.0 * bandwidth, weights)[0] @ used**2, 0.0))
+    noise = float(np.median(local))
+    error = np.sqrt((values**2) @ local**2)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(_RESAMPLES, len(x)))
+    drawn = (at_points @ y)[None, :] + signs * used[None, :]
+    resampled = drawn @ values.T, drawn @ slopes.T
+    return _Fit(grid, values @ y, slopes @ y, error, resampled, noise)
+
+
+def _places(value: _Array, slope: _Array, error: _Array) -> dict[str, int | None]:
+    """Indices on the grid of what is looked for; None where it is not there."""
+    lowest = int(value.argmin())
+    head = max(1, len(value) // 10)
+    start = float(np.median(value[:head])) if lowest > head else float(value[0])
+    drop = max(start, float(value[0]) if lowest <= head else start) - float(value[lowest])
+    steepest = int(slope[: lowest + 1].argmin())
+    down = start - max(_STARTED * drop, 2.0 * float(error[:head].mean()))
+    higher = np.flatnonzero(value[: steepest + 1] >= down)
+    up = float(value[lowest]) + max(_RISEN * drop, 3.0 * float(error[lowest]))
+    risen = np.flatnonzero(value[lowest:] > up)
+    return {
+        "learning_starts": int(higher[-1]) if len(higher) else None,
+        "steepest": steepest,
+        "minimum": lowest,
+        "edge": lowest + int(risen[0]) if len(risen) else None,
+    }
+
+
+def read_curve(lrs: Sequence[float], *losses: Sequence[float]) -> CurveReading:
+    """Read an LR range test.
+
+    A loss belongs to the lr of the same place. Learning starts where the fitted loss has lost 10 %
+    of its whole drop (or twice its standard error, if that is more); it is steepest at the
+    least slope per log lr; the edge is where the loss has come back up by 20 % of the drop.
+
+    Args:
+        lrs: (updates,), > 0, rising; evenly spaced in the log, as a rule.
+        losses: one sequence for each ramp, each at most as long as `lrs`; nan and inf are kept
+            as gaps where finite losses follow, and taken as the end where none do.
+
+    Raises:
+        InputError: learning rates that are not positive and rising, or no losses.
+
+    Cost:
+        A few milliseconds for 100 points.
+
+    Example:
+        >>> lrs = [10 ** (-5 + i / 20) for i in range(100)]
+        >>> curve = [2 / (1 + (lr / 1e-3) ** 2) + (lr / 0.1) ** 6 for lr in lrs]
+        >>> reading = read_curve(lrs, curve)
+        >>> {name: f"{e.value:.1g}" for name, e in reading.estimates.items()}
+        {'learning_starts': '0.0003', 'steepest': '0.0009', 'minimum': '0.03', 'edge': '0.08'}
+    """
+    _check(lrs, losses)
+    points = _points(lrs, losses)
+    gap = _gap_finding(points)
+    few = _too_few(points, lrs)
+    if few is not None:
+        return _nothing(few, gap)
+    fit = _fit(points)
+    places = _places(fit.value, fit.slope, fit.error)
+    lowest = places["minimum"] or 0
+    drop, error = _drop(fit, lowest)
+    if drop <= max(_SIGNIFICANT * error, 1e-9 * abs(points.level)):
+        finding = _not_learned(points, lrs, fit, drop, error)
+        return _nothing(finding, gap, fitted=_columns(fit, points.level), drop=drop, noise=fit.noise)
+    estimates, findings = _estimates(fit, places, points, lrs)
+    return CurveReading(
+        estimates=estimates,
+        findings=(*gap, *findings),
+        fitted=_columns(fit, points.level),
+        drop=drop,
+        noise=fit.noise,
+        start=points.level + float(fit.value[lowest]) + drop,
+    )
+
+
+def _check(lrs: Sequence[float], losses: Sequence[Sequence[float]]) -> None:
+    values = np.asarray(lrs, dtype=np.float64)
+    if not losses or not any(len(ramp) for ramp in losses):
+        raise InputError("losses", "must hold at least one loss")
+    if not (np.isfinite(values).all() and (values > 0).all() and (np.diff(values) > 0).all()):
+        raise InputError("lrs", "must be > 0, finite and rising", list(lrs)[:5])
+    if max(map(len, losses)) > len(values):
+        raise InputError("losses", f"must be at most the {len(values)} learning rates", len(losses))
+
+
+def _drop(fit: _Fit, lowest: int) -> tuple[float, float]:
+    """The drop to the lowest place, and its standard error."""
+    head = max(1, len(fit.value) // 10)
+    start = float(np.median(fit.value[:head])) if lowest > head else float(fit.value[0])
+    error = math.hypot(float(fit.error[:head].mean()), float(fit.error[lowest]))
+    return start - float(fit.value[lowest]), error
+
+
+def _columns(fit: _Fit, level: float) -> dict[str, tuple[float, ...]]:
+    columns = {
+        "lr": np.exp(fit.grid),
+        "loss": fit.value + level,
+        "slope": fit.slope,
+        "low": fit.value + level - 1.96 * fit.error,
+        "high": fit.value + level + 1.96 * fit.error,
+    }
+    return {name: tuple(column.tolist()) for name, column in columns.items()}
+
+
+# --- what is there -----------------------------------------------------------------------------
+
+_NAMES = ("learning_starts", "steepest", "minimum", "edge")
+
+
+def _estimates(
+    fit: _Fit, places: dict[str, int | None], points: _Points, lrs: Sequence[float]
+) -> tuple[dict[str, Estimate], list[Finding]]:
+    drawn: dict[str, list[float]] = {name: [] for name in _NAMES}
+    for value, slope in zip(*fit.resampled, strict=True):
+        for name, index in _places(value, slope, fit.error).items():
+            if index is not None:
+                drawn[name].append(float(fit.grid[index]))
+    estimates, findings = {}, []
+    for name in _NAMES:
+        index = places[name]
+        if index is not None and len(drawn[name]) >= _RESAMPLES // 2:
+            estimates[name] = _estimate(float(fit.grid[index]), drawn[name], points)
+    if "learning_starts" not in estimates:
+        reason = f"the loss falls from the first lr {lrs[0]:.3g} on"
+        estimates["learning_starts"] = _at_most(float(lrs[0]), reason)
+        findings.append(_no_three_regions(reason, f"--start-lr {lrs[0] / 100:.1g}"))
+    if "edge" not in estimates:
+        estimates |= _open_end(fit, places, points, findings)
+    return {name: estimates[name] for name in _NAMES if name in estimates}, findings
+
+
+def _estimate(centre: float, drawn: Sequence[float], points: _Points) -> Estimate:
+    """The place and the 95 % interval of the resampled ones, at least one point to each side."""
+    gaps = np.diff(np.unique(points.x))
+    width = float(np.median(gaps)) if len(gaps) else 0.0
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = min(float(low), centre - width), max(float(high), centre + width)
+    return Estimate(value=math.exp(centre), low=math.exp(low), high=math.exp(high), unit="lr")
+
+
+def _at_most(lr: float, reason: str) -> Estimate:
+    return Estimate(value=None, low=0.0, high=lr, unit="lr", reason=reason)
+
+
+def _at_least(lr: float, reason: str) -> Estimate:
+    return Estimate(value=None, low=lr, high=math.inf, unit="lr", reason=reason)
+
+
+def _open_end(
+    fit: _Fit, places: dict[str, int | None], points: _Points, findings: list[Finding]
+) -> dict[str, Estimate]:
+    """Estimates where the fitted loss does not come back up."""
+    last = math.exp(float(fit.grid[-1]))
+    if points.end is not None:  # it blew up too fast for the fit to rise
+        return {"edge": Estimate(value=math.exp(points.end), low=last / 2, high=last * 2, unit="lr")}
+    reason = f"the loss did not rise again up to lr {last:.3g}"
+    findings.append(
+        Finding(name="never-diverged", sentence=reason, advice=f"--end-lr {last * 100:.1g}")
+    )
+    found = {"edge": _at_least(last, reason)}
+    lowest = places["minimum"] or 0
+    if fit.value[lowest] > fit.value[-1] - 2.0 * fit.error[-1]:  # still falling, or flat
+        found["minimum"] = _at_least(math.exp(float(fit.grid[lowest])), reason)
+    return found
+
+
+def _no_three_regions(sentence: str, advice: str) -> Finding:
+    return Finding(name="no-three-regions", sentence=sentence, advice=advice)
+
+
+# --- what is wrong -----------------------------------------------------------------------------
+
+
+def _gap_finding(points: _Points) -> tuple[Finding, ...]:
+    if not points.gaps:
+        return ()
+    first, last = min(points.gaps), max(points.gaps)
+    sentence = (
+        f"{len(points.gaps)} losses between lr {first:.3g} and {last:.3g} are not finite, though "
+        "later ones are: a fault of the model or of some data, not of the lr"
+    )
+    return (Finding(name="nan-gap", sentence=sentence, advice="look at the data and the loss"),)
+
+
+def _too_few(points: _Points, lrs: Sequence[float]) -> Finding | None:
+    if points.shortest >= _FEWEST_POINTS and len(np.unique(points.x)) >= _FEWEST_POINTS:
+        return None
+    if points.end is not None and len(lrs) >= _FEWEST_POINTS:
+        sentence = f"the loss blew up within the first {points.shortest} updates"
+        advice = f"--start-lr {lrs[0] / 1000:.1g}"
+        return Finding(name="diverged-at-once", sentence=sentence, advice=advice)
+    sentence = f"{points.shortest} finite losses; at least {_FEWEST_POINTS} are needed"
+    return Finding(name="too-few-points", sentence=sentence, advice="--updates 100")
+
+
+def _not_learned(
+    points: _Points, lrs: Sequence[float], fit: _Fit, drop: float, error: float
+) -> Finding:
+    last = math.exp(float(fit.grid[-1]))
+    if error > 0 and drop > 2.5 * error:
+        sentence = f"a drop of {drop:.3g} is not clear of the noise of {fit.noise:.3g}"
+        return Finding(name="noisy", sentence=sentence, advice="--repeats 5, or a larger batch")
+    where = f"between lr {lrs[0]:.3g} and {last:.3g}"
+    if points.end is not None:
+        sentence = f"the loss blew up at lr {math.exp(points.end):.3g} without falling before"
+        advice = "a smaller --start-lr; look at the data, the labels and the loss"
+    else:
+        sentence = f"the loss did not fall anywhere {where}"
+        advice = "a larger --end-lr; look at the data, the labels and the loss"
+    return Finding(name="never-learned", sentence=sentence, advice=advice)
+
+
+def _nothing(
+    finding: Finding,
+    gap: tuple[Finding, ...],
+    *,
+    fitted: Mapping[str, tuple[float, ...]] | None = None,
+    drop: float = math.nan,
+    noise: float = math.nan,
+) -> CurveReading:
+    reason = finding.sentence
+    return CurveReading(
+        estimates={name: Estimate(value=None, unit="lr", reason=reason) for name in _NAMES},
+        findings=(finding, *gap),
+        fitted=fitted or {},
+        drop=drop,
+        noise=noise,
+    )

@@ -1,0 +1,349 @@
+"""Short trainings at a constant learning rate: which to try next, and what they say.
+
+A ramp overshoots: it passes the edge before the loss shows it. So from the ramp's own beginning,
+on the same batches, a few constant learning rates are tried, a factor 2 apart at first:
+
+    downhill from the ramp's guess until the best one has a worse neighbour on both sides
+    up from there to the first that does not learn, then between the two: the edge
+    what is clearly worse than the best so far is given up early
+
+Pure arithmetic; learning rates are kept as log2, since all differences are octaves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anybatch.measurement import Estimate
+
+__all__ = ["Probe", "ProbePlan", "best_lr", "best_probe", "edge", "next_probe", "should_give_up"]
+
+_Array = NDArray[np.float64]
+
+_TAIL = 0.35  # share of a probe whose losses are its level
+_EQUAL = 0.03  # share of the best drop within which two learning rates are as good
+_FALLEN = 0.05  # share of the best drop that a probe must make to count as learning
+_GIVEN_UP = 0.5  # share of the best drop that a probe may lack before it is given up
+_EDGE_OCTAVES = 0.25
+_MOST_OCTAVES = 12
+_MODEL_ERROR_OCTAVES = 0.7
+_RESAMPLES = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One short training at a constant learning rate.
+
+    Attributes:
+        octave: log2 of the learning rate.
+        repeat: number of the beginning that it started from.
+        losses: (updates,), before each update; what is not finite ends it.
+    """
+
+    octave: float
+    repeat: int
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbePlan:
+    """What a search for the best constant learning rate is told.
+
+    Attributes:
+        guess: log2 of the learning rate to begin with.
+        lowest: log2 of the least learning rate to try.
+        highest: log2 of the largest.
+        num_updates: of a probe that is not given up, >= 10.
+        repeats: beginnings, >= 1.
+        start: loss before any learning.
+        noise: standard deviation of one loss.
+    """
+
+    guess: float
+    lowest: float
+    highest: float
+    num_updates: int
+    repeats: int
+    start: float
+    noise: float
+
+
+# --- what a probe says -------------------------------------------------------------------------
+
+
+def _window(num_updates: int) -> int:
+    return max(3, round(_TAIL * num_updates))
+
+
+def _level(losses: Sequence[float], plan: ProbePlan) -> float:
+    """Mean of the last losses, at most the start: how far above it tells nothing more."""
+    values = np.asarray(losses[-_window(len(losses)) :], dtype=np.float64)
+    if not len(values) or not np.isfinite(values).all():
+        return plan.start
+    return min(float(values.mean()), plan.start)
+
+
+def _final_level(probe: Probe, reference: Probe, plan: ProbePlan) -> float:
+    """The level at the full length; of one given up, its distance to the reference at that time."""
+    level = _level(probe.losses, plan)
+    count = len(probe.losses)
+    if count >= plan.num_updates or level >= plan.start:
+        return level
+    at_that_time = _level(reference.losses[:count], plan)
+    return min(plan.start, _level(reference.losses, plan) + max(0.0, level - at_that_time))
+
+
+def _learns(probe: Probe, drop: float, plan: ProbePlan) -> bool:
+    """Whether the loss has fallen by more than chance and by a share of the best drop."""
+    level = _level(probe.losses, plan)
+    chance = 3.0 * plan.noise / math.sqrt(_window(len(probe.losses)))
+    return level < plan.start - max(_FALLEN * drop, min(chance, 0.5 * drop))
+
+
+def _complete(probes: Sequence[Probe], repeat: int, plan: ProbePlan) -> list[Probe]:
+    return [p for p in probes if p.repeat == repeat and len(p.losses) >= plan.num_updates]
+
+
+def best_probe(probes: Sequence[Probe], repeat: int, plan: ProbePlan) -> Probe | None:
+    """The complete probe of a beginning with the lowest level; None where none learns.
+
+    Args:
+        probes: so far.
+        repeat: number of the beginning.
+        plan: of the search.
+    """
+    best = min(_complete(probes, repeat, plan), key=lambda p: _level(p.losses, plan), default=None)
+    return None if best is None or _level(best.losses, plan) >= plan.start else best
+
+
+def should_give_up(losses: Sequence[float], best: Probe | None, plan: ProbePlan) -> bool:
+    """Whether a probe in progress need not be carried to its end.
+
+    Args:
+        losses: of its updates so far.
+        best: of the complete probes from the same beginning, on the same batches.
+        plan: of the search.
+    """
+    count = len(losses)
+    if not math.isfinite(losses[-1]):
+        return True
+    recent = float(np.median(losses[-5:]))
+    reach = plan.start - (_level(best.losses, plan) if best else plan.start)
+    if count >= 5 and recent > plan.start + max(2.0 * abs(reach), 10.0 * plan.noise) + 1e-12:
+        return best is not None or count >= plan.num_updates // 3
+    if best is None or count < plan.num_updates // 3 or count % 5:
+        return False
+    behind = _level(losses, plan) - _level(best.losses[:count], plan)
+    made = plan.start - _level(best.losses[:count], plan)
+    chance = 3.0 * plan.noise / math.sqrt(_window(count))
+    return behind > max(_GIVEN_UP * made, chance)
+
+
+# --- which one next ----------------------------------------------------------------------------
+
+
+def next_probe(probes: Sequence[Probe], plan: ProbePlan) -> tuple[float, int] | None:
+    """Octave and beginning of the next probe; None where enough is known.
+
+    Args:
+        probes: so far, in any order: the answer is a function of them alone.
+        plan: of the search.
+
+    Example:
+        >>> plan = ProbePlan(guess=-3.2, lowest=-20, highest=3, num_updates=10, repeats=1,
+        ...     start=1.0, noise=0.0)
+        >>> next_probe([], plan)
+        (-3.0, 0)
+    """
+    octave = _next_aroundbest_probe(probes, plan, 0)
+    if octave is not None:
+        return octave, 0
+    octave = _next_at_edge(probes, plan)
+    if octave is not None:
+        return octave, 0
+    for repeat in range(1, plan.repeats):
+        octave = _next_aroundbest_probe(probes, plan, repeat)
+        if octave is not None:
+            return octave, repeat
+    return None
+
+
+def _next_aroundbest_probe(probes: Sequence[Probe], plan: ProbePlan, repeat: int) -> float | None:
+    """The next whole octave that is needed to enclose the best one."""
+    own = {p.octave: p for p in probes if p.repeat == repeat and p.octave == round(p.octave)}
+    first = best_probe(probes, 0, plan) if repeat else None
+    begin = first.octave if first else _within(round(plan.guess), plan)
+    if begin not in own:
+        return begin
+    best = best_probe(probes, repeat, plan)
+    if best is None:  # nothing learns yet: the guess was too high, or, at the bottom, hopeless
+        below = min(own) - 1
+        return below if below >= plan.lowest and len(own) < _MOST_OCTAVES else None
+    if len(own) >= _MOST_OCTAVES:
+        return None
+    wanted = [best.octave - 1, best.octave + 1]
+    drop = plan.start - _level(best.losses, plan)
+    below = own.get(best.octave - 1)
+    if below and _final_level(below, best, plan) <= _level(best.losses, plan) + _EQUAL * drop:
+        wanted.append(best.octave - 2)
+    inside = [k for k in wanted if plan.lowest <= k <= plan.highest and k not in own]
+    return inside[0] if inside else None
+
+
+def _within(octave: float, plan: ProbePlan) -> float:
+    return float(min(max(octave, math.ceil(plan.lowest)), math.floor(plan.highest)))
+
+
+def _edge_bracket(probes: Sequence[Probe], plan: ProbePlan) -> tuple[float, float | None] | None:
+    """The highest octave that learns below the first above the best that does not."""
+    best = best_probe(probes, 0, plan)
+    if best is None:
+        return None
+    drop = plan.start - _level(best.losses, plan)
+    above = sorted((p for p in probes if p.repeat == 0 and p.octave >= best.octave), key=_octave)
+    stable = best.octave
+    for probe in above:
+        if not _learns(probe, drop, plan):
+            return stable, probe.octave
+        stable = probe.octave
+    return stable, None
+
+
+def _octave(probe: Probe) -> float:
+    return probe.octave
+
+
+def _next_at_edge(probes: Sequence[Probe], plan: ProbePlan) -> float | None:
+    bracket = _edge_bracket(probes, plan)
+    if bracket is None:
+        return None
+    stable, unstable = bracket
+    if unstable is None:
+        above = math.floor(stable) + 1.0
+        return above if above <= plan.highest else None
+    return None if unstable - stable <= _EDGE_OCTAVES else 0.5 * (stable + unstable)
+
+
+# --- what all of them say ----------------------------------------------------------------------
+
+
+def edge(probes: Sequence[Probe], plan: ProbePlan) -> Estimate:
+    """The edge of stability: the largest constant learning rate at which the loss still falls.
+
+    The geometric middle of the highest that learns and the lowest that does not; the interval is
+    these two. Learning means a loss below the start by 5 % of the best drop, clear of the noise.
+    """
+    bracket = _edge_bracket(probes, plan)
+    if bracket is None:
+        reason = "no constant learning rate that was tried lowered the loss"
+        return Estimate(value=None, unit="lr", reason=reason)
+    stable, unstable = bracket
+    if unstable is None:
+        reason = f"lr {2.0**stable:.3g}, the largest that was tried, still learns"
+        return Estimate(value=None, low=2.0**stable, high=math.inf, unit="lr", reason=reason)
+    middle = 0.5 * (stable + unstable)
+    return Estimate(value=2.0**middle, low=2.0**stable, high=2.0**unstable, unit="lr")
+
+
+def best_lr(probes: Sequence[Probe], plan: ProbePlan) -> Estimate:
+    """The learning rate to train with: the middle of those that are as good as the best.
+
+    Levels are averaged over beginnings; the best is where a parabola through the lowest level and
+    its neighbours is lowest; from there down to where the level is worse by 3 % of the best
+    drop, the learning rates are as good, and the geometric middle of them is taken: longer
+    trainings like smaller ones. The interval is that of resampled updates and beginnings,
+    widened by the error of short trainings against long ones (0.7 octaves, measured by
+    benchmarks/lr_range).
+    """
+    table = _table(probes, plan)
+    if table is None:
+        reason = "no constant learning rate that was tried lowered the loss"
+        return Estimate(value=None, unit="lr", reason=reason)
+    octaves, tails = table
+    centre = _preferred(octaves, _levels(tails, plan), plan)
+    generator = np.random.default_rng(0)
+    drawn = []
+    for _ in range(_RESAMPLES):
+        repeats = generator.integers(0, tails.shape[1], tails.shape[1])
+        updates = generator.integers(0, tails.shape[2], tails.shape[2])
+        drawn.append(_preferred(octaves, _levels(tails[:, repeats][:, :, updates], plan), plan))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    below = math.hypot(max(0.0, centre - float(low)), _MODEL_ERROR_OCTAVES)
+    above = math.hypot(max(0.0, float(high) - centre), _MODEL_ERROR_OCTAVES)
+    return Estimate(
+        value=2.0**centre, low=2.0 ** (centre - below), high=2.0 ** (centre + above), unit="lr"
+    )
+
+
+def _table(probes: Sequence[Probe], plan: ProbePlan) -> tuple[_Array, _Array] | None:
+    """Whole octaves, and (octaves, repeats, updates) last losses of each probe at full length.
+
+    An octave that a later beginning did not try takes the first one's distance to the best.
+    """
+    bests = [best_probe(probes, repeat, plan) for repeat in range(plan.repeats)]
+    if bests[0] is None:
+        return None
+    whole = {(p.octave, p.repeat): p for p in probes if p.octave == round(p.octave)}
+    octaves = sorted({octave for octave, _ in whole})
+    window = _window(plan.num_updates)
+    rows = []
+    for octave in octaves:
+        columns = []
+        for repeat, best in enumerate(bests):
+            if best is None:
+                continue
+            probe = whole.get((octave, repeat))
+            source = probe or whole.get((octave, 0))
+            reference = best if probe else bests[0]
+            columns.append(_full_tail(source, reference, best, plan, window))
+        rows.append(columns)
+    return np.asarray(octaves, dtype=np.float64), np.asarray(rows, dtype=np.float64)
+
+
+def _full_tail(
+    probe: Probe | None, reference: Probe, best: Probe, plan: ProbePlan, window: int
+) -> _Array:
+    """The last losses of a probe, or the best's ones raised by the distance to it."""
+    if probe is None:
+        return np.full(window, plan.start)
+    losses = np.asarray(probe.losses[-window:], dtype=np.float64)
+    if probe.repeat == best.repeat and len(probe.losses) >= plan.num_updates:
+        return np.where(np.isfinite(losses), np.minimum(losses, 1e30), plan.start)
+    distance = _final_level(probe, reference, plan) - _level(reference.losses, plan)
+    return np.asarray(best.losses[-window:], dtype=np.float64) + distance
+
+
+def _levels(tails: _Array, plan: ProbePlan) -> _Array:
+    return np.minimum(tails.mean(axis=(1, 2)), plan.start)
+
+
+def _preferred(octaves: _Array, levels: _Array, plan: ProbePlan) -> float:
+    """The middle between the best octave and the least that is as good."""
+    place = int(levels.argmin())
+    limit = float(levels[place]) + _EQUAL * (plan.start - float(levels[place]))
+    least = place
+    while least > 0 and levels[least - 1] <= limit:
+        least -= 1
+    if least == 0:
+        lower = float(octaves[0])
+    else:
+        above, below = float(levels[least - 1]), float(levels[least])
+        share = (limit - below) / (above - below)
+        lower = float(octaves[least]) - share * float(octaves[least] - octaves[least - 1])
+    return 0.5 * (_vertex(octaves, levels, place) + lower)
+
+
+def _vertex(octaves: _Array, levels: _Array, place: int) -> float:
+    """Where a parabola through the lowest level and its two neighbours is lowest."""
+    middle = float(octaves[place])
+    if place in (0, len(octaves) - 1):
+        return middle
+    below, above = (float(levels[place + step] - levels[place]) for step in (-1, 1))
+    if below + above <= 0.0:
+        return middle
+    return middle + 0.5 * (below - above) / (below + above)

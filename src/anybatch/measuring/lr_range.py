@@ -1,0 +1,510 @@
+"""LR range test: which learning rates a training can use, how sure that is, and what is broken.
+
+    for each repeat: from its beginning, raise the lr update by update until the loss blows up
+    read the curve of loss against lr: starts, steepest, minimum, a first guess of the edge
+    from the same beginnings, on the same batches: short trainings at constant learning rates
+    -> max_lr, base_lr and the edge of stability, each with an interval; findings by name
+
+Nothing is left behind: the task, the training or the loop is bit for bit as it was found.
+
+Reference: Smith 2017, "Cyclical Learning Rates for Training Neural Networks", section 3.3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+
+from anybatch.errors import InputError
+from anybatch.measurement import Estimate, Finding, Measurement
+from anybatch.measuring.keeping import Kept
+from anybatch.measuring.loops import Loop, OwnLoop, Sample, TrainingLoop, new_training
+from anybatch.measuring.lr_curve import CurveReading, blow_up, read_curve
+from anybatch.measuring.lr_probes import (
+    Probe,
+    ProbePlan,
+    best_lr,
+    best_probe,
+    edge,
+    next_probe,
+    should_give_up,
+)
+from anybatch.progress import Activity
+from anybatch.recipe import Recipe
+from anybatch.recipe_parts import require, require_choices, require_positive
+from anybatch.task import Task
+from anybatch.training.snapshot import preserved_random_state
+from anybatch.training.training import Training
+from anybatch.world import World
+
+__all__ = ["LRRangeSettings", "measure_lr_range"]
+
+_METRIC_EVERY = 4  # updates of a ramp
+_OCTAVES_BELOW = 8.0  # the ramp's guess that may be tried
+_BATCHES_APART = 100  # between the beginnings of two repeats on a training under way
+_BASE_SHARE = 0.25  # of max_lr, at most
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LRRangeSettings:
+    """How an LR range test is taken.
+
+    Attributes:
+        start_lr: of the ramp, > 0.
+        end_lr: of the ramp, > start_lr; the loss stops it earlier, as a rule.
+        num_updates: of a whole ramp, >= 16.
+        spacing: "log" multiplies the lr by the same factor in every update, "linear" adds.
+        repeats: beginnings that are tried, >= 1: other weights, order and draws for a task; other
+            data for a training under way; other seeds of the generators for a loop of your own.
+        probe_updates: of a short training at constant lr, >= 10; 0 tries none and reads the ramp
+            alone.
+    """
+
+    start_lr: float = 1e-7
+    end_lr: float = 10.0
+    num_updates: int = 100
+    spacing: Literal["log", "linear"] = "log"
+    repeats: int = 1
+    probe_updates: int = 100
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require_positive("start_lr", self.start_lr)
+        rule = f"must be > start_lr {self.start_lr:.4g}"
+        require("end_lr", self.end_lr, rule, self.end_lr > self.start_lr)
+        require("num_updates", self.num_updates, "must be >= 16", self.num_updates >= 16)
+        require("repeats", self.repeats, "must be >= 1", self.repeats >= 1)
+        allowed = self.probe_updates == 0 or self.probe_updates >= 10
+        require("probe_updates", self.probe_updates, "must be 0 or >= 10", allowed)
+
+    def lrs(self) -> list[float]:
+        """Learning rate of each update of a ramp."""
+        space = np.geomspace if self.spacing == "log" else np.linspace
+        return [float(lr) for lr in space(self.start_lr, self.end_lr, self.num_updates)]
+
+
+def measure_lr_range(
+    task: Task | Training | None = None,
+    recipe: Recipe | None = None,
+    *,
+    step: Callable[[], Any] | None = None,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
+    restore: Sequence[Any] = (),
+    settings: LRRangeSettings | None = None,
+    progress: bool = False,
+) -> Measurement:
+    """Measure the range of learning rates that a training can use.
+
+    Give a task and a recipe, or a `Training` under way, or a loop of your own as `step` and
+    `optimizer`. The recipe's own lr and its schedule play no part, its other choices do.
+
+    Args:
+        task: what is to be learned; or a Training, which is measured from where it stands.
+        recipe: of the training.
+        step: takes one update at the optimizer's present lr and returns the loss, or
+            (loss, metric), or a mapping with "loss" and "metric". It accumulates and casts as it
+            likes; a scheduler must not be stepped in it.
+        optimizer: whose lr `step` uses. Several move together, each group in its ratio to the
+            first; one that is to keep its lr is given in `restore` instead.
+        restore: what else `step` changes: modules, a gradient scaler, averaged weights, a loader
+            with `state_dict`, generators, lists, dicts.
+        settings: of the test.
+        progress: show what is being done.
+
+    Returns:
+        A measurement of kind "lr-range". Estimates, all learning rates: "learning_starts",
+        "steepest" and "minimum" of the ramp; "edge", the largest constant lr that still learns;
+        "max_lr", to train with, or for the top of a cycle; "base_lr", for its bottom. A value is
+        None, with its reason, where the samples do not tell. Findings: "never-learned",
+        "never-diverged", "diverged-at-once", "noisy", "no-three-regions", "nan-gap",
+        "too-few-points", "loss-ignores-weights", "non-finite-data", "not-restored".
+
+    Raises:
+        InputError: what was given does not make one loop; `step` returns no number or changes the
+            lr itself; the recipe's lr is 0.
+
+    Cost:
+        About (80 + 450) updates with the default settings, and 1 or 2 copies of the model's and
+        the optimizer's state.
+
+    Collectives:
+        Those of an update, and one all-reduce of a number in each; every rank must call.
+
+    Example:
+        >>> from anybatch.recipe import SGDSettings
+        >>> from torch import nn
+        >>> _ = torch.manual_seed(0)
+        >>> data = torch.randn(256, 3), torch.arange(256) % 2
+        >>> task = Task(build_model=lambda: nn.Linear(3, 2), train=data)
+        >>> recipe = Recipe(optimizer=SGDSettings(lr=0.1), batch_size=32)
+        >>> found = measure_lr_range(task, recipe, settings=LRRangeSettings(probe_updates=0))
+        >>> sorted(found.estimates)
+        ['base_lr', 'edge', 'learning_starts', 'max_lr', 'minimum', 'steepest']
+    """
+    settings = settings or LRRangeSettings()
+    subject = _subject(task, recipe, step, optimizer, restore)
+    started = time.perf_counter()
+    with (
+        preserved_random_state(),
+        subject.opened() as open_loop,
+        Activity("lr-range", shown=progress and subject.is_first) as activity,
+    ):
+        test = _Test(settings, open_loop, activity)
+        reading = test.ramps()
+        plan = test.plan(reading) if settings.probe_updates else None
+        if plan is not None:
+            test.probe(plan)
+    return dataclasses.replace(
+        _measured(test, reading, plan, subject), seconds=time.perf_counter() - started
+    )
+
+
+# --- what is measured ----------------------------------------------------------------------------
+
+_OpenLoop = Callable[[int], AbstractContextManager[Loop]]
+
+
+class _Subject(Protocol):
+    """Something that loops can be opened on."""
+
+    is_first: bool
+
+    def opened(self) -> AbstractContextManager[_OpenLoop]:
+        """A function that opens the loop of a repeat, which `with` closes again."""
+        ...
+
+    def described(self) -> dict[str, Any]:
+        """Plain values for the measurement's settings."""
+        ...
+
+    def not_covered(self) -> list[str]:
+        """What could not be put back, in words."""
+        ...
+
+
+def _subject(
+    task: Task | Training | None,
+    recipe: Recipe | None,
+    step: Callable[[], Any] | None,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None,
+    restore: Sequence[Any],
+) -> _Subject:
+    """The one loop that the arguments of `measure_lr_range` describe."""
+    if step is not None or optimizer is not None:
+        if task is not None or recipe is not None:
+            raise InputError("step", "must be given without a task or a recipe")
+        if step is None or optimizer is None or not callable(step):
+            raise InputError("step", "must be a function, given together with its optimizer")
+        optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer
+        return _OwnSubject(step, list(optimizers), restore)
+    if restore:
+        raise InputError("restore", "must come with step and optimizer")
+    if isinstance(task, Training):
+        if recipe is not None:
+            raise InputError("recipe", "must be left out for a training, which has its own")
+        return _TrainingSubject(task)
+    if not isinstance(task, Task):
+        raise InputError("task", "must be a Task or a Training", type(task).__name__)
+    if not isinstance(recipe, Recipe):
+        raise InputError("recipe", "must be a Recipe", type(recipe).__name__)
+    return _TaskSubject(task, recipe)
+
+
+class _TaskSubject:
+    """A new training for each repeat, with the recipe's seed and the ones after it."""
+
+    def __init__(self, task: Task, recipe: Recipe) -> None:
+        self._task, self._recipe = task, recipe
+        self.world = World.from_environment(recipe.compute.device)
+        self.is_first = self.world.is_first
+
+    @contextmanager
+    def opened(self) -> Iterator[_OpenLoop]:
+        good = False
+        try:
+            yield self._loop
+            good = True
+        finally:
+            self.world.close(together=good)
+
+    @contextmanager
+    def _loop(self, repeat: int) -> Iterator[Loop]:
+        seed = self._recipe.seed + repeat
+        with new_training(self._task, self._recipe, seed=seed, world=self.world) as training:
+            yield TrainingLoop(training)
+
+    def described(self) -> dict[str, Any]:
+        return _recipe_settings(self._task, self._recipe)
+
+    def not_covered(self) -> list[str]:
+        return []
+
+
+class _TrainingSubject:
+    """A training under way; each repeat begins further on in the data."""
+
+    def __init__(self, training: Training) -> None:
+        self._training = training
+        self.is_first = training.world.is_first
+
+    @contextmanager
+    def opened(self) -> Iterator[_OpenLoop]:
+        with TrainingLoop.around(self._training) as loop:
+
+            @contextmanager
+            def open_loop(repeat: int) -> Iterator[Loop]:
+                loop.begin_at(repeat * _BATCHES_APART)
+                yield loop
+
+            yield open_loop
+
+    def described(self) -> dict[str, Any]:
+        values = _recipe_settings(self._training.task, self._training.recipe)
+        return values | {"after_updates": self._training.updates}
+
+    def not_covered(self) -> list[str]:
+        return []
+
+
+def _recipe_settings(task: Task, recipe: Recipe) -> dict[str, Any]:
+    return {
+        "task": task.name,
+        "optimizer": recipe.optimizer.name,
+        "batch_size": recipe.batch_size,
+        "seed": recipe.seed,
+        "metric_name": task.judge.name,
+        "metric_direction": task.judge.direction,
+    }
+
+
+class _OwnSubject:
+    """Somebody's own step function; each repeat seeds the generators anew, but the first."""
+
+    def __init__(
+        self,
+        step: Callable[[], Any],
+        optimizers: Sequence[torch.optim.Optimizer],
+        restore: Sequence[Any],
+    ) -> None:
+        self._step, self._optimizers = step, optimizers
+        self._kept = Kept(optimizers, restore)
+        device = optimizers[0].param_groups[0]["params"][0].device
+        self._world = World.from_environment("cuda" if device.type == "cuda" else "cpu")
+        self.is_first = self._world.is_first
+
+    @contextmanager
+    def opened(self) -> Iterator[_OpenLoop]:
+        loop = OwnLoop(self._step, self._optimizers, self._kept, world=self._world)
+
+        @contextmanager
+        def open_loop(repeat: int) -> Iterator[Loop]:
+            loop.seed = repeat or None
+            yield loop
+
+        try:
+            yield open_loop
+        finally:
+            self._kept.put_back()
+
+    def described(self) -> dict[str, Any]:
+        return {"task": "", "optimizer": type(self._optimizers[0]).__name__, "metric_name": None}
+
+    def not_covered(self) -> list[str]:
+        return self._kept.not_covered
+
+
+# --- the test --------------------------------------------------------------------------------------
+
+
+class _Test:
+    """The samples of one measurement, as they come."""
+
+    def __init__(
+        self, settings: LRRangeSettings, open_loop: _OpenLoop, activity: Activity
+    ) -> None:
+        self.settings, self._open_loop, self._activity = settings, open_loop, activity
+        self.lrs = settings.lrs()
+        self.ramp_losses: list[list[float]] = []
+        self.probes: list[Probe] = []
+        self.rows: list[tuple[float, ...]] = []  # stage, repeat, series, update, lr, loss, metric
+        self.examples = 0
+        self.findings: list[Finding] = []
+
+    def ramps(self) -> CurveReading:
+        """One ramp for each repeat, and what they say together."""
+        for repeat in range(self.settings.repeats):
+            with self._open_loop(repeat) as loop:
+                self.ramp_losses.append(self._ramp(loop, repeat))
+        return read_curve(self.lrs, *self.ramp_losses)
+
+    def _ramp(self, loop: Loop, repeat: int) -> list[float]:
+        losses: list[float] = []
+        loop.restart()
+        while len(losses) < len(self.lrs):
+            number = len(losses)
+            lr = self.lrs[number]
+            sample = loop.update(lr, with_metric=number % _METRIC_EVERY == 0)
+            self.examples += sample.examples
+            if not sample.counted:
+                continue  # the scaler has left it out: the same lr again
+            self._note(0, repeat, repeat, number, lr, sample)
+            losses.append(sample.loss)
+            self._activity.show(
+                f"ramp {repeat + 1} of {self.settings.repeats}  lr {lr:.2e}  loss {sample.loss:.4g}"
+            )
+            if not math.isfinite(sample.loss):
+                self._look_at_data(loop, lr)
+            if blow_up(losses) is not None:
+                break
+        if loop.ignores_weights and "loss-ignores-weights" not in self._names():
+            sentence = "no update gave any gradient: the loss does not depend on the weights"
+            advice = "look for detach(), no_grad() or frozen parameters"
+            self.findings.append(
+                Finding(name="loss-ignores-weights", sentence=sentence, advice=advice)
+            )
+        return losses
+
+    def _names(self) -> set[str]:
+        return {finding.name for finding in self.findings}
+
+    def _look_at_data(self, loop: Loop, lr: float) -> None:
+        """Say once which example is not finite, if the data are to blame."""
+        if "non-finite-data" in self._names():
+            return
+        what = loop.bad_data()
+        if what:
+            sentence = f"at lr {lr:.3g} the loss was not finite because of the data: {what}"
+            advice = "mend or leave out that example"
+            self.findings.append(Finding(name="non-finite-data", sentence=sentence, advice=advice))
+
+    def _note(
+        self, stage: int, repeat: int, series: int, update: int, lr: float, sample: Sample
+    ) -> None:
+        self.rows.append((stage, repeat, series, update, lr, sample.loss, sample.metric))
+
+    def plan(self, reading: CurveReading) -> ProbePlan | None:
+        """Where to look for the best constant lr; None where the ramps saw no learning."""
+        steepest, minimum = reading.estimates["steepest"], reading.estimates["minimum"]
+        if steepest.value is None or "loss-ignores-weights" in self._names():
+            return None
+        low = math.log2(steepest.value)
+        high = math.log2(minimum.value or minimum.low)
+        guess = 0.5 * (low + high)
+        return ProbePlan(
+            guess=guess,
+            lowest=guess - _OCTAVES_BELOW,
+            highest=math.log2(self.settings.end_lr) + 1.0,
+            num_updates=self.settings.probe_updates,
+            repeats=self.settings.repeats,
+            start=reading.start,
+            noise=reading.noise,
+        )
+
+    def probe(self, plan: ProbePlan) -> None:
+        """Short trainings at constant learning rates, until enough is known."""
+        wanted = next_probe(self.probes, plan)
+        while wanted is not None:
+            repeat = wanted[1]
+            with self._open_loop(repeat) as loop:
+                while wanted is not None and wanted[1] == repeat:
+                    self.probes.append(self._probe(loop, wanted[0], repeat, plan))
+                    wanted = next_probe(self.probes, plan)
+
+    def _probe(self, loop: Loop, octave: float, repeat: int, plan: ProbePlan) -> Probe:
+        losses: list[float] = []
+        lr, series = 2.0**octave, len(self.probes)
+        best = best_probe(self.probes, repeat, plan)
+        loop.restart()
+        while len(losses) < plan.num_updates:
+            sample = loop.update(lr)
+            self.examples += sample.examples
+            if not sample.counted:
+                continue
+            self._note(1, repeat, series, len(losses), lr, sample)
+            losses.append(sample.loss)
+            self._activity.show(
+                f"constant lr {lr:.3g}  update {len(losses)} of {plan.num_updates}  "
+                f"loss {sample.loss:.4g}"
+            )
+            if should_give_up(losses, best, plan):
+                break
+        return Probe(octave=octave, repeat=repeat, losses=tuple(losses))
+
+
+# --- the result --------------------------------------------------------------------------------------
+
+_COLUMNS = ("stage", "repeat", "series", "update", "lr", "loss", "metric")
+
+
+def _measured(
+    test: _Test, reading: CurveReading, plan: ProbePlan | None, subject: _Subject
+) -> Measurement:
+    estimates = dict(reading.estimates)
+    if plan is not None:
+        estimates |= {"edge": edge(test.probes, plan), "max_lr": best_lr(test.probes, plan)}
+    else:
+        estimates["max_lr"] = _max_lr_of_curve(reading)
+    estimates["base_lr"] = _base_lr(estimates)
+    findings = [*test.findings, *_restore_findings(subject.not_covered())]
+    findings += [f for f in reading.findings if _still_holds(f, estimates)]
+    columns = zip(*test.rows, strict=True)
+    return Measurement(
+        kind="lr-range",
+        settings={**dataclasses.asdict(test.settings), **subject.described()},
+        samples={name: tuple(c) for name, c in zip(_COLUMNS, columns, strict=True)},
+        estimates=estimates,
+        seconds=0.0,
+        examples=test.examples,
+        findings=tuple(findings),
+        fitted=reading.fitted,
+    )
+
+
+def _max_lr_of_curve(reading: CurveReading) -> Estimate:
+    """Without short trainings: the geometric middle of the steepest place and the minimum."""
+    steepest, minimum = reading.estimates["steepest"], reading.estimates["minimum"]
+    if steepest.value is None or minimum.value is None:
+        reason = steepest.reason or minimum.reason
+        return Estimate(value=None, low=minimum.low, high=math.inf, unit="lr", reason=reason)
+    return Estimate(
+        value=math.sqrt(steepest.value * minimum.value),
+        low=min(steepest.low, minimum.value),
+        high=max(minimum.high, steepest.value),
+        unit="lr",
+        reason="read from the ramp alone",
+    )
+
+
+def _base_lr(estimates: dict[str, Estimate]) -> Estimate:
+    """For the bottom of a cycle: where learning starts, but at most a quarter of max_lr."""
+    top, starts = estimates["max_lr"], estimates["learning_starts"]
+    if top.value is None:
+        return Estimate(value=None, unit="lr", reason=top.reason)
+    limit = _BASE_SHARE * top.value
+    if starts.value is None:
+        value = min(limit, starts.high) if math.isfinite(starts.high) else limit
+        return Estimate(value=value, low=0.0, high=limit, unit="lr", reason=starts.reason)
+    value = min(starts.value, limit)
+    return Estimate(value=value, low=min(starts.low, value), high=max(value, limit), unit="lr")
+
+
+def _restore_findings(not_covered: Sequence[str]) -> list[Finding]:
+    """What could not be put back."""
+    if not not_covered:
+        return []
+    sentence = f"not put back: {'; '.join(not_covered)}"
+    advice = "give restore the module, and a loader with state_dict, or build the iterator anew"
+    return [Finding(name="not-restored", sentence=sentence, advice=advice)]
+
+
+def _still_holds(finding: Finding, estimates: dict[str, Estimate]) -> bool:
+    """Whether the short trainings leave what the ramp found as it is."""
+    return not (finding.name == "never-diverged" and estimates["edge"].value is not None)
