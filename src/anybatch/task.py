@@ -16,6 +16,7 @@ from torch import nn
 
 from anybatch.data.catalog import DATA_SETS, load_splits
 from anybatch.data.coerce import as_source
+from anybatch.data.download import download_data
 from anybatch.data.draws import permutation
 from anybatch.data.order import epoch_order
 from anybatch.data.source import Batch, Source
@@ -226,7 +227,13 @@ def _set_validation_aside(train: Source) -> tuple[Source, Source]:
     return train.subset(rest), train.subset(validation)
 
 
-def load_task(name: str, *, data: Path | None = None, image_size: int | None = None) -> Task:
+def load_task(
+    name: str,
+    *,
+    data: Path | None = None,
+    image_size: int | None = None,
+    download: bool = False,
+) -> Task:
     """A task by name.
 
     Args:
@@ -234,10 +241,14 @@ def load_task(name: str, *, data: Path | None = None, image_size: int | None = N
             "package.module:function", the function taking nothing and returning a Task.
         data: folder to look in for data sets; None takes ANYBATCH_DATA, then ./data.
         image_size: side in pixels that streamed images are brought to.
+        download: fetch the data set if it is not there (see `download_data`). Every rank may ask:
+            one downloads, the others wait for it.
 
     Raises:
         InputError: unknown name, missing or broken files, or the function returns something else.
     """
+    if download:
+        download_data(name, data)
     reference = {
         "name": name,
         "data": str(data.resolve()) if data is not None else None,

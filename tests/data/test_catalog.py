@@ -130,7 +130,7 @@ def test_data_sets_are_loaded_by_name(tmp_path, monkeypatch):
             lambda: load_splits("mnist"),
             "mnist must have MNIST/raw/train-images-idx3-ubyte or"
             " MNIST/raw/train-images-idx3-ubyte.gz in data, but it is not there"
-            " (give --data DIR or set ANYBATCH_DATA)",
+            " (give --data DIR or set ANYBATCH_DATA, or fetch it: anybatch tasks --download mnist)",
         ),
         (lambda: load_splits("mnist:x"), "mnist must be given without a path, got mnist:x"),
         (lambda: load_splits("text"), "text must be given with a path, got text (text:PATH)"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from anybatch.data.published import PUBLISHED
 from anybatch.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ __all__ = [
     "CatalogEntry",
     "CatalogRow",
     "catalog_status",
+    "data_root",
     "default_model",
     "find_data_root",
     "is_builtin",
@@ -189,13 +192,21 @@ def find_data_root(option: Path | None) -> list[Path]:
         InputError: if the folder was named and does not exist.
     """
     named = option if option is not None else os.environ.get("ANYBATCH_DATA") or None
-    if named is None:
-        return [Path("data")]
-    root = Path(named).expanduser()
-    if not root.is_dir():
+    root = data_root(option)
+    if named is not None and not root.is_dir():
         thing = "--data" if option is not None else "ANYBATCH_DATA"
         raise InputError(thing, "must be an existing folder", str(root))
     return [root]
+
+
+def data_root(option: Path | None) -> Path:
+    """The folder that data sets lie in, whether or not it is there; see `find_data_root`.
+
+    Args:
+        option: the folder given on the command line.
+    """
+    named = option if option is not None else os.environ.get("ANYBATCH_DATA") or "data"
+    return Path(named).expanduser()
 
 
 def load_splits(name: str, *, data: Path | None = None, image_size: int | None = None) -> Splits:
@@ -220,7 +231,7 @@ def load_splits(name: str, *, data: Path | None = None, image_size: int | None =
             raise InputError(base, "must be given without a path", name)
         if not entry.looked_for:
             return entry.load(Path(), image_size)
-        return entry.load(_root_of(base, entry, find_data_root(data)), image_size)
+        return entry.load(_root_of(base, entry, data), image_size)
     if not path:
         raise InputError(base, "must be given with a path", name, hint=f"{base}:PATH")
     return entry.load(_existing(path, data), image_size)
@@ -254,7 +265,8 @@ def _entry(name: str) -> CatalogEntry:
     return entry
 
 
-def _root_of(name: str, entry: CatalogEntry, roots: list[Path]) -> Path:
+def _root_of(name: str, entry: CatalogEntry, data: Path | None) -> Path:
+    roots = find_data_root(data)
     for root in roots:
         if any((root / relative).exists() for relative in entry.looked_for):
             return root
@@ -262,8 +274,13 @@ def _root_of(name: str, entry: CatalogEntry, roots: list[Path]) -> Path:
         name,
         f"must have {' or '.join(entry.looked_for)} in {' or '.join(map(str, roots))},"
         " but it is not there",
-        hint=_HINT,
+        hint=_download_hint(name, data) if name in PUBLISHED else _HINT,
     )
+
+
+def _download_hint(name: str, data: Path | None) -> str:
+    there = f" --data {shlex.quote(str(data))}" if data is not None else ""
+    return f"{_HINT}, or fetch it: anybatch tasks --download {name}{there}"
 
 
 def _existing(path: str, data: Path | None) -> Path:
