@@ -28,9 +28,7 @@ from benchmarks.harness import TrialSkippedError
 
 __all__ = ["CASES", "QUADRATIC_EDGE", "Case"]
 
-_BF16 = ComputeSettings(
-    threads=1, precision="bf16", channels_last=True, evaluation_batch_size=500
-)
+_BF16 = ComputeSettings(threads=1, precision="bf16", channels_last=True, evaluation_batch_size=500)
 _FP32 = ComputeSettings(threads=1, evaluation_batch_size=1000)
 
 
@@ -106,10 +104,10 @@ def _sgd(momentum: float = 0.9) -> SGDSettings:
     return SGDSettings(lr=0.1, momentum=momentum)
 
 
-def _mnist(batch_size: int, budget: int) -> Recipe:
+def _mnist(batch_size: int, budget: int, *, width: float = 0.5) -> Recipe:
     return Recipe(
         optimizer=_sgd(),
-        model=ModelSettings(name="simple-cnn-shallue", width=0.5),
+        model=ModelSettings(name="simple-cnn-shallue", width=width),
         batch_size=batch_size,
         duration=updates(budget),
         compute=_BF16,
@@ -128,9 +126,7 @@ CASES: tuple[Case, ...] = (
     Case(
         name="noisy-quadratic-sgd",
         make_task=_quadratic,
-        recipe=Recipe(
-            optimizer=_sgd(0.0), batch_size=16, duration=updates(400), compute=_FP32
-        ),
+        recipe=Recipe(optimizer=_sgd(0.0), batch_size=16, duration=updates(400), compute=_FP32),
         exponents=range(-11, 0),
         edge=QUADRATIC_EDGE,
     ),
@@ -167,8 +163,8 @@ CASES: tuple[Case, ...] = (
     Case(
         name="mnist-cnn-2048",
         make_task=lambda: load_task("mnist"),
-        recipe=_mnist(2048, 150),
-        exponents=range(-8, 2),
+        recipe=_mnist(2048, 100, width=0.25),
+        exponents=range(-7, 2),
     ),
     Case(
         name="cifar-jpeg-resnet8",
@@ -187,13 +183,13 @@ CASES: tuple[Case, ...] = (
         make_task=lambda: load_task("text:tinyshakespeare.txt"),
         recipe=Recipe(
             optimizer=AdamWSettings(lr=1e-3, beta2=0.95, weight_decay=0.1),
-            model=ModelSettings(name="gpt", width=0.5),
-            batch_size=32,
-            duration=updates(300),
+            model=ModelSettings(name="gpt", width=0.25),
+            batch_size=16,
+            duration=updates(250),
             gradient=(ClipGlobalNorm(max_norm=1.0),),
-            compute=_BF16,
+            compute=_FP32,
         ),
-        exponents=range(-13, -3),
+        exponents=range(-12, -3),
     ),
     Case(
         name="mnist-cnn-128-adam",

@@ -1,9 +1,9 @@
 """What a measurement on somebody's own loop keeps and puts back, bit for bit.
 
-    parameters of every optimizer, gradients, the optimizers' state and settings
-    modules: parameters, every buffer, training mode of each part
-    objects with state_dict and load_state_dict; generators; lists and dicts
-    the global generators of torch, CUDA, numpy and Python
+parameters of every optimizer, gradients, the optimizers' state and settings
+modules: parameters, every buffer, training mode of each part
+objects with state_dict and load_state_dict; generators; lists and dicts
+the global generators of torch, CUDA, numpy and Python
 """
 
 from __future__ import annotations

@@ -117,10 +117,11 @@ class TrainingLoop:
 
     Args:
         training: to drive; a loop may restart it as often as it likes.
+        needed: updates that will be taken between two restarts, at most.
     """
 
-    def __init__(self, training: Training) -> None:
-        self._training = training
+    def __init__(self, training: Training, *, needed: int) -> None:
+        self._training, self._needed = training, needed
         hyperparameters = training.one_step.hyperparameters
         hyperparameters.apply(training.feed.position())
         self._lr = hyperparameters.current()["lr"]
@@ -135,13 +136,19 @@ class TrainingLoop:
 
     @classmethod
     @contextmanager
-    def around(cls, training: Training) -> Iterator[TrainingLoop]:
-        """A loop over a training that is bitwise as found afterwards, also after an exception."""
+    def around(cls, training: Training, *, needed: int) -> Iterator[TrainingLoop]:
+        """A loop over a training that is bitwise as found afterwards, also after an exception.
+
+        Args:
+            training: may have come to its end; its position in the schedules is then a little
+                before.
+            needed: updates that will be taken between two restarts, at most.
+        """
         hyperparameters = training.one_step.hyperparameters
         factor = hyperparameters.lr_factor
         with preserved_training(training):
             try:
-                yield cls(training)
+                yield cls(training, needed=needed)
             finally:
                 hyperparameters.lr_factor = factor
 
@@ -208,9 +215,16 @@ class TrainingLoop:
     def restart(self) -> None:
         """Go back to the beginning; the state is copied, as an optimizer would change it."""
         self._training.load_state_dict(copy.deepcopy(self._state))
+        feed = self._training.feed
+        size = feed.next().num_examples if feed.examples < feed.total_examples else feed.last_size
+        left = feed.total_examples - feed.examples
+        position = feed.state_dict()
         if self._batches_ahead:
-            feed = self._training.feed
-            feed.advance(self._batches_ahead * feed.next().num_examples)
+            feed.advance(self._batches_ahead * size)
+            position = feed.state_dict() | {"examples": position["examples"]}
+        if left < self._needed * size:  # near its end: as if it had just enough left
+            position |= {"examples": max(0, feed.total_examples - self._needed * size)}
+        feed.load_state_dict(position)
 
     def begin_at(self, batches_ahead: int) -> None:
         """From the next restart on, begin this many batches further on in the data."""

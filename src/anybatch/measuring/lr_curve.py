@@ -32,6 +32,7 @@ _FEWEST_POINTS = 12
 _SIGNIFICANT = 4.5  # standard errors: the lowest of many places is low by chance
 _STARTED = 0.1  # share of the drop that counts as a start
 _RISEN = 0.2  # share of the drop that counts as a rise
+_FEWEST_FLAT = 9  # places of the grid (a fourth of a point each) before the loss may fall
 _BANDWIDTHS = tuple(math.log(10.0) * decades for decades in (0.3, 0.5, 0.8, 1.2))
 _RESAMPLES = 200
 _NON_FINITE_IN_A_ROW = 5
@@ -81,8 +82,9 @@ def blow_up(losses: Sequence[float]) -> int | None:
     """Update at which the loss has begun to rise for good, or None.
 
     It has where the last five losses all lie above the best five-point median so far by more than
-    the largest of: twice the drop, eight times the noise. So a negative or tiny loss needs no
-    care, and one spike decides nothing. Five losses in a row that are not finite are a blow-up too.
+    twice the drop and eight times the noise. So a negative or tiny loss needs no care, and a spike
+    decides nothing. Five losses in a row that are not finite are a blow-up too. Before any drop
+    there is nothing to compare with but the loss itself: a tenth of it must then be added.
 
     Args:
         losses: so far, in order; may hold nan and inf.
@@ -98,16 +100,23 @@ def blow_up(losses: Sequence[float]) -> int | None:
     if len(values) >= _NON_FINITE_IN_A_ROW and not finite[-_NON_FINITE_IN_A_ROW:].any():
         last = np.flatnonzero(finite)
         return int(last[-1]) + 1 if len(last) else 0
-    kept = values[finite]
+    return _final_rise(values, _NON_FINITE_IN_A_ROW)
+
+
+def _final_rise(values: _Array, num_points: int) -> int | None:
+    """Where the losses have risen above the limit of `blow_up`, if the last few all have."""
+    kept = values[np.isfinite(values)]
     if len(kept) < 8:
         return None
     medians = np.median(np.lib.stride_tricks.sliding_window_view(kept, 5), axis=1)
     best, started = float(medians.min()), float(medians[0])
     drop = max(0.0, started - best)
     noise = noise_of(kept[: int(medians.argmin()) + 5])
-    limit = best + max(2.0 * drop, 8.0 * noise, 1e-6 * abs(best), 1e-300)
-    above = ~(values <= limit)  # what is not finite counts as above
-    if not above[-5:].all():
+    rise = max(2.0 * drop, 8.0 * noise)
+    if drop <= max(8.0 * noise, 1e-6 * abs(started)):
+        rise = max(rise, 0.1 * abs(started))
+    above = ~(values <= best + rise)  # what is not finite counts as above
+    if not above[-num_points:].all():
         return None
     return int(np.flatnonzero(~above)[-1]) + 1 if (~above).any() else 0
 
@@ -218,11 +227,7 @@ def _clipped(values: _Array, num_before: int) -> _Array:
 def _last_blow_up(values: _Array) -> int | None:
     """Where the loss blows up for good: a rise from which it comes back is none."""
     end = blow_up(values.tolist())
-    if end is not None or len(values) < 8:
-        return end
-    finite = np.flatnonzero(np.isfinite(values))
-    tail = len(values) - 1 - (int(finite[-1]) if len(finite) else -1)
-    return len(values) - tail if tail else None  # the very end is not finite
+    return _final_rise(values, 1) if end is None and len(values) else end
 
 
 @dataclass(frozen=True)
@@ -256,19 +261,26 @@ def _fit(points: _Points) -> _Fit:
     return _Fit(grid, values @ y, slopes @ y, error, resampled, noise)
 
 
+def _drop(value: _Array, error: _Array, lowest: int) -> tuple[float, float]:
+    """The drop from the beginning to the lowest place, and the beginning's standard error."""
+    head = max(1, min(lowest, len(value) // 10))
+    start = float(np.median(value[:head]))
+    if value[0] > start + 3.0 * float(error[0]):  # the loss falls from the very beginning
+        start = float(value[0])
+    return start - float(value[lowest]), float(error[:head].mean())
+
+
 def _places(value: _Array, slope: _Array, error: _Array) -> dict[str, int | None]:
     """Indices on the grid of what is looked for; None where it is not there."""
     lowest = int(value.argmin())
-    head = max(1, len(value) // 10)
-    start = float(np.median(value[:head])) if lowest > head else float(value[0])
-    drop = max(start, float(value[0]) if lowest <= head else start) - float(value[lowest])
+    drop, start_error = _drop(value, error, lowest)
     steepest = int(slope[: lowest + 1].argmin())
-    down = start - max(_STARTED * drop, 2.0 * float(error[:head].mean()))
+    down = float(value[lowest]) + drop - max(_STARTED * drop, 2.0 * start_error)
     higher = np.flatnonzero(value[: steepest + 1] >= down)
     up = float(value[lowest]) + max(_RISEN * drop, 3.0 * float(error[lowest]))
     risen = np.flatnonzero(value[lowest:] > up)
     return {
-        "learning_starts": int(higher[-1]) if len(higher) else None,
+        "learning_starts": int(higher[-1]) if len(higher) and higher[-1] >= _FEWEST_FLAT else None,
         "steepest": steepest,
         "minimum": lowest,
         "edge": lowest + int(risen[0]) if len(risen) else None,
@@ -309,10 +321,13 @@ def read_curve(lrs: Sequence[float], *losses: Sequence[float]) -> CurveReading:
     fit = _fit(points)
     places = _places(fit.value, fit.slope, fit.error)
     lowest = places["minimum"] or 0
-    drop, error = _drop(fit, lowest)
+    drop, error = _drop(fit.value, fit.error, lowest)
+    error = math.hypot(error, float(fit.error[lowest]))
     if drop <= max(_SIGNIFICANT * error, 1e-9 * abs(points.level)):
         finding = _not_learned(points, lrs, fit, drop, error)
-        return _nothing(finding, gap, fitted=_columns(fit, points.level), drop=drop, noise=fit.noise)
+        return _nothing(
+            finding, gap, fitted=_columns(fit, points.level), drop=drop, noise=fit.noise
+        )
     estimates, findings = _estimates(fit, places, points, lrs)
     return CurveReading(
         estimates=estimates,
@@ -332,14 +347,6 @@ def _check(lrs: Sequence[float], losses: Sequence[Sequence[float]]) -> None:
         raise InputError("lrs", "must be > 0, finite and rising", list(lrs)[:5])
     if max(map(len, losses)) > len(values):
         raise InputError("losses", f"must be at most the {len(values)} learning rates", len(losses))
-
-
-def _drop(fit: _Fit, lowest: int) -> tuple[float, float]:
-    """The drop to the lowest place, and its standard error."""
-    head = max(1, len(fit.value) // 10)
-    start = float(np.median(fit.value[:head])) if lowest > head else float(fit.value[0])
-    error = math.hypot(float(fit.error[:head].mean()), float(fit.error[lowest]))
-    return start - float(fit.value[lowest]), error
 
 
 def _columns(fit: _Fit, level: float) -> dict[str, tuple[float, ...]]:
@@ -367,6 +374,7 @@ def _estimates(
             if index is not None:
                 drawn[name].append(float(fit.grid[index]))
     estimates, findings = {}, []
+    places = places | {"edge": _sharp_edge(fit, places, points)}
     for name in _NAMES:
         index = places[name]
         if index is not None and len(drawn[name]) >= _RESAMPLES // 2:
@@ -378,6 +386,21 @@ def _estimates(
     if "edge" not in estimates:
         estimates |= _open_end(fit, places, points, findings)
     return {name: estimates[name] for name in _NAMES if name in estimates}, findings
+
+
+def _sharp_edge(fit: _Fit, places: dict[str, int | None], points: _Points) -> int | None:
+    """The fitted edge, or the blow-up where the losses between the two have not risen yet.
+
+    A fit cannot jump: before a sudden blow-up it rises too early.
+    """
+    index, lowest = places["edge"], places["minimum"]
+    if index is None or lowest is None or points.end is None:
+        return index
+    between = (points.x >= fit.grid[index]) & (points.x < points.end)
+    level = 0.5 * float(fit.value[lowest] + fit.value[index])
+    if between.any() and float(np.median(points.y[between])) > level:
+        return index
+    return min(int(np.searchsorted(fit.grid, points.end)), len(fit.grid) - 1)
 
 
 def _estimate(centre: float, drawn: Sequence[float], points: _Points) -> Estimate:
@@ -403,7 +426,8 @@ def _open_end(
     """Estimates where the fitted loss does not come back up."""
     last = math.exp(float(fit.grid[-1]))
     if points.end is not None:  # it blew up too fast for the fit to rise
-        return {"edge": Estimate(value=math.exp(points.end), low=last / 2, high=last * 2, unit="lr")}
+        end = math.exp(points.end)
+        return {"edge": Estimate(value=end, low=end / 2, high=end * 2, unit="lr")}
     reason = f"the loss did not rise again up to lr {last:.3g}"
     findings.append(
         Finding(name="never-diverged", sentence=reason, advice=f"--end-lr {last * 100:.1g}")

@@ -188,8 +188,8 @@ def _next_aroundbest_probe(probes: Sequence[Probe], plan: ProbePlan, repeat: int
         return None
     wanted = [best.octave - 1, best.octave + 1]
     drop = plan.start - _level(best.losses, plan)
-    below = own.get(best.octave - 1)
-    if below and _final_level(below, best, plan) <= _level(best.losses, plan) + _EQUAL * drop:
+    lower = own.get(best.octave - 1)
+    if lower and _final_level(lower, best, plan) <= _level(best.losses, plan) + _EQUAL * drop:
         wanted.append(best.octave - 2)
     inside = [k for k in wanted if plan.lowest <= k <= plan.highest and k not in own]
     return inside[0] if inside else None
@@ -319,7 +319,8 @@ def _full_tail(
 
 
 def _levels(tails: _Array, plan: ProbePlan) -> _Array:
-    return np.minimum(tails.mean(axis=(1, 2)), plan.start)
+    means: _Array = tails.mean(axis=(1, 2))
+    return np.minimum(means, plan.start)
 
 
 def _preferred(octaves: _Array, levels: _Array, plan: ProbePlan) -> float:

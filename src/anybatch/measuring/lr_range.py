@@ -150,11 +150,12 @@ def measure_lr_range(
         ['base_lr', 'edge', 'learning_starts', 'max_lr', 'minimum', 'steepest']
     """
     settings = settings or LRRangeSettings()
+    needed = max(settings.num_updates, settings.probe_updates)
     subject = _subject(task, recipe, step, optimizer, restore)
     started = time.perf_counter()
     with (
         preserved_random_state(),
-        subject.opened() as open_loop,
+        subject.opened(needed) as open_loop,
         Activity("lr-range", shown=progress and subject.is_first) as activity,
     ):
         test = _Test(settings, open_loop, activity)
@@ -167,7 +168,7 @@ def measure_lr_range(
     )
 
 
-# --- what is measured ----------------------------------------------------------------------------
+# --- what is measured ---------------------------------------------------------------------------
 
 _OpenLoop = Callable[[int], AbstractContextManager[Loop]]
 
@@ -177,8 +178,12 @@ class _Subject(Protocol):
 
     is_first: bool
 
-    def opened(self) -> AbstractContextManager[_OpenLoop]:
-        """A function that opens the loop of a repeat, which `with` closes again."""
+    def opened(self, needed: int) -> AbstractContextManager[_OpenLoop]:
+        """A function that opens the loop of a repeat, which `with` closes again.
+
+        Args:
+            needed: updates that will be taken between two restarts, at most.
+        """
         ...
 
     def described(self) -> dict[str, Any]:
@@ -227,19 +232,19 @@ class _TaskSubject:
         self.is_first = self.world.is_first
 
     @contextmanager
-    def opened(self) -> Iterator[_OpenLoop]:
+    def opened(self, needed: int) -> Iterator[_OpenLoop]:
+        @contextmanager
+        def open_loop(repeat: int) -> Iterator[Loop]:
+            seed = self._recipe.seed + repeat
+            with new_training(self._task, self._recipe, seed=seed, world=self.world) as training:
+                yield TrainingLoop(training, needed=needed)
+
         good = False
         try:
-            yield self._loop
+            yield open_loop
             good = True
         finally:
             self.world.close(together=good)
-
-    @contextmanager
-    def _loop(self, repeat: int) -> Iterator[Loop]:
-        seed = self._recipe.seed + repeat
-        with new_training(self._task, self._recipe, seed=seed, world=self.world) as training:
-            yield TrainingLoop(training)
 
     def described(self) -> dict[str, Any]:
         return _recipe_settings(self._task, self._recipe)
@@ -256,8 +261,8 @@ class _TrainingSubject:
         self.is_first = training.world.is_first
 
     @contextmanager
-    def opened(self) -> Iterator[_OpenLoop]:
-        with TrainingLoop.around(self._training) as loop:
+    def opened(self, needed: int) -> Iterator[_OpenLoop]:
+        with TrainingLoop.around(self._training, needed=needed) as loop:
 
             @contextmanager
             def open_loop(repeat: int) -> Iterator[Loop]:
@@ -301,7 +306,7 @@ class _OwnSubject:
         self.is_first = self._world.is_first
 
     @contextmanager
-    def opened(self) -> Iterator[_OpenLoop]:
+    def opened(self, needed: int) -> Iterator[_OpenLoop]:
         loop = OwnLoop(self._step, self._optimizers, self._kept, world=self._world)
 
         @contextmanager
@@ -321,15 +326,13 @@ class _OwnSubject:
         return self._kept.not_covered
 
 
-# --- the test --------------------------------------------------------------------------------------
+# --- the test -----------------------------------------------------------------------------------
 
 
 class _Test:
     """The samples of one measurement, as they come."""
 
-    def __init__(
-        self, settings: LRRangeSettings, open_loop: _OpenLoop, activity: Activity
-    ) -> None:
+    def __init__(self, settings: LRRangeSettings, open_loop: _OpenLoop, activity: Activity) -> None:
         self.settings, self._open_loop, self._activity = settings, open_loop, activity
         self.lrs = settings.lrs()
         self.ramp_losses: list[list[float]] = []
@@ -439,7 +442,7 @@ class _Test:
         return Probe(octave=octave, repeat=repeat, losses=tuple(losses))
 
 
-# --- the result --------------------------------------------------------------------------------------
+# --- the result ---------------------------------------------------------------------------------
 
 _COLUMNS = ("stage", "repeat", "series", "update", "lr", "loss", "metric")
 
