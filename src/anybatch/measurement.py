@@ -10,9 +10,14 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from anybatch.drawing import Span, axes_or_new, draw_estimates, draw_lr_range, html_table
 from anybatch.errors import InputError
+from anybatch.records import plain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["Estimate", "Finding", "Measurement"]
 
@@ -113,8 +118,8 @@ class Measurement:
                 raise InputError(thing, "must be columns of the same length", lengths)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, from which `from_dict` makes the same measurement."""
-        return {
+        """Plain values for strict JSON, from which `from_dict` makes the same measurement."""
+        values: dict[str, Any] = {
             "kind": self.kind,
             "settings": dict(self.settings),
             "samples": {name: list(column) for name, column in self.samples.items()},
@@ -124,6 +129,28 @@ class Measurement:
             "findings": [dataclasses.asdict(finding) for finding in self.findings],
             "fitted": {name: list(column) for name, column in self.fitted.items()},
         }
+        plain_values: dict[str, Any] = plain(values)
+        return plain_values
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the measurement: an lr-range as loss against lr, others as their estimates.
+
+        Args:
+            ax: of matplotlib, to draw on; None makes a new figure.
+        """
+        axes = axes_or_new(ax)
+        spans = {name: Span(e.value, e.low, e.high) for name, e in self.estimates.items()}
+        if self.kind == "lr-range":
+            draw_lr_range(axes, self.samples, self.fitted, spans)
+        else:
+            draw_estimates(axes, spans)
+        return axes
+
+    def _repr_html_(self) -> str:
+        """A table of the estimates and findings, for notebooks."""
+        estimates = {name: str(estimate) for name, estimate in self.estimates.items()}
+        found = {finding.name: str(finding).partition(": ")[2] for finding in self.findings}
+        return html_table(self.kind, estimates | found)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Measurement:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
+from anybatch.drawing import html_table
 from anybatch.errors import ExitCode, InputError
 from anybatch.recipe import Recipe
 from anybatch.recipe_mapping import recipe_from_mapping, recipe_to_mapping
@@ -190,6 +191,17 @@ class Study:
             diverged=len(runs) - len(sound),
             mean_seconds=statistics.fmean(seconds) if seconds else None,
         )
+
+    def _repr_html_(self) -> str:
+        """Mean and spread of each arm, for notebooks."""
+        rows = {}
+        for row in self.summaries():
+            values = "no value yet" if row.mean is None else f"{row.mean:.4f}"
+            if row.standard_deviation is not None:
+                values += f" (standard deviation {row.standard_deviation:.4f})"
+            what = f"{row.split} {row.metric_name} ".lstrip() if row.metric_name else ""
+            rows[row.arm] = f"{what}{values}, {row.n} of {row.planned} runs"
+        return html_table(self.path.name, rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Path, summaries and runs as plain values, for programs."""
