@@ -8,13 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anybatch.errors import ExitCode
-from benchmarks import cifar10_jpeg, mnist, overhead, resume
+from benchmarks import cifar10_jpeg, lr_range, mnist, overhead, resume, truth_gallery
 from benchmarks.harness import Benchmark, Folders, parse_seconds, run_benchmarks, stored_results
 from benchmarks.report import write_report
 
 __all__ = ["main"]
 
-_BENCHMARKS: tuple[Benchmark, ...] = (overhead, resume, mnist, cifar10_jpeg)
+_BENCHMARKS: tuple[Benchmark, ...] = (
+    overhead,
+    resume,
+    mnist,
+    cifar10_jpeg,
+    truth_gallery,
+    lr_range,
+)
 _HERE = Path(__file__).parent
 _FOLDERS = Folders(results=_HERE / "results", runs=_HERE / "runs")
 

@@ -126,7 +126,7 @@ CASES: tuple[Case, ...] = (
     Case(
         name="noisy-quadratic-sgd",
         make_task=_quadratic,
-        recipe=Recipe(optimizer=_sgd(0.0), batch_size=16, duration=updates(400), compute=_FP32),
+        recipe=Recipe(optimizer=_sgd(0.0), batch_size=16, duration=updates(200), compute=_FP32),
         exponents=range(-11, 0),
         edge=QUADRATIC_EDGE,
     ),
@@ -161,12 +161,6 @@ CASES: tuple[Case, ...] = (
         exponents=range(-10, 2),
     ),
     Case(
-        name="mnist-cnn-2048",
-        make_task=lambda: load_task("mnist"),
-        recipe=_mnist(2048, 100, width=0.25),
-        exponents=range(-7, 2),
-    ),
-    Case(
         name="cifar-jpeg-resnet8",
         make_task=lambda: load_task("image-folder:cifar10-jpeg.tar.xz", image_size=32),
         recipe=Recipe(
@@ -177,6 +171,24 @@ CASES: tuple[Case, ...] = (
             compute=_BF16,
         ),
         exponents=range(-9, 3),
+    ),
+    Case(
+        name="mnist-cnn-128-adam",
+        make_task=lambda: load_task("mnist"),
+        recipe=Recipe(
+            optimizer=AdamSettings(lr=1e-3),
+            model=ModelSettings(name="simple-cnn-shallue", width=0.5),
+            batch_size=128,
+            duration=updates(400),
+            compute=_BF16,
+        ),
+        exponents=range(-15, -3),
+    ),
+    Case(
+        name="mnist-cnn-2048",
+        make_task=lambda: load_task("mnist"),
+        recipe=_mnist(2048, 100, width=0.25),
+        exponents=range(-7, 2),
     ),
     Case(
         name="text-gpt-adamw",
@@ -190,18 +202,6 @@ CASES: tuple[Case, ...] = (
             compute=_FP32,
         ),
         exponents=range(-12, -3),
-    ),
-    Case(
-        name="mnist-cnn-128-adam",
-        make_task=lambda: load_task("mnist"),
-        recipe=Recipe(
-            optimizer=AdamSettings(lr=1e-3),
-            model=ModelSettings(name="simple-cnn-shallue", width=0.5),
-            batch_size=128,
-            duration=updates(400),
-            compute=_BF16,
-        ),
-        exponents=range(-15, -3),
     ),
 )
 """Every case, quick ones first."""

@@ -77,7 +77,9 @@ def test_no_public_name_is_a_module_of_the_package() -> None:
 def test_nouns_are_imported_without_torch() -> None:
     nouns = [
         "controllers", "errors", "measurement", "progress", "recipe", "recipe_file",
-        "recipe_mapping", "recipe_parts", "records", "run", "schedules", "study",
+        "recipe_mapping", "recipe_parts", "records", "run", "schedules", "study", "durations",
+        "schedule_parts", "plain_schedules", "stepped_schedules", "cyclic_schedules", "course",
+        "preview",
     ]  # fmt: skip
     imports = "".join(f"import anybatch.{noun}\n" for noun in nouns)
     public = "InputError Patience Measurement Recipe load_recipe EvalRecord Run Study Cosine epochs"

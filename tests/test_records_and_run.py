@@ -126,7 +126,8 @@ def test_records_come_back_in_order_each_from_its_own_log(run: Run) -> None:
 def test_a_run_without_logs_has_no_records(run: Run) -> None:
     assert list(run.steps()) == list(run.evals()) == []
     assert run.last_eval("validation") is None
-    assert run.log_lengths() == {"steps.jsonl": 0, "evals.jsonl": 0}
+    empty = {"steps.jsonl": 0, "evals.jsonl": 0, "events.jsonl": 0}
+    assert run.log_lengths() == empty
 
 
 def test_the_last_evaluation_of_a_split_is_found(run: Run) -> None:

@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
 from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anybatch.commands.recipe import show_recipe
 from anybatch.errors import InputError
+from anybatch.recipe import Recipe, Schedules, SGDSettings
+from anybatch.recipe_file import load_recipe
+from anybatch.recipe_mapping import recipe_from_mapping, recipe_to_mapping
 from anybatch.schedules import (
+    SGDR,
     Clock,
     Constant,
     Cosine,
+    Cyclic,
     Duration,
+    Exponential,
+    Grid,
     Interval,
+    InverseSquareRoot,
+    Join,
+    Levels,
     Linear,
+    MultiStep,
     OneCycle,
+    Polynomial,
+    Position,
     Schedule,
+    Step,
     Unit,
     Warmup,
+    WarmupStableDecay,
     epochs,
     examples,
     fraction,
     resolve_schedule,
     updates,
+    value_at,
 )
 
 FACTORS = st.floats(0, 100, allow_nan=False)
@@ -39,6 +61,39 @@ PLAIN = (
     | st.builds(OneCycle, warmup=FRACTIONS, start=FACTORS, peak=FACTORS, end=FACTORS, shape=SHAPES)
 )
 SCHEDULES = PLAIN | st.builds(Warmup, duration=FRACTIONS, start=FACTORS, into=PLAIN)
+
+
+MORE = (
+    PLAIN
+    | st.builds(Polynomial, power=st.floats(1, 10), start=FACTORS, end=FACTORS)
+    | st.builds(Exponential, factor=st.floats(0.01, 1), per=FRACTIONS)
+    | st.builds(InverseSquareRoot, warmup=FRACTIONS, start=FACTORS)
+    | st.builds(Step, every=FRACTIONS, factor=st.floats(0.1, 1.5))
+    | st.builds(
+        WarmupStableDecay,
+        warmup=(st.just(0.0) | st.floats(0.01, 0.4)).map(fraction),
+        decay=st.floats(0.01, 0.6).map(fraction),
+        start=FACTORS,
+        end=FACTORS,
+        shape=st.sampled_from(["linear", "cosine", "1-sqrt"]),
+    )
+)
+EDGES = st.lists(st.floats(0.01, 0.99), min_size=1, max_size=4, unique=True).map(
+    lambda counts: tuple(map(fraction, sorted(counts)))
+)
+STEPPED = EDGES.flatmap(
+    lambda edges: (
+        st.builds(MultiStep, milestones=st.just(edges), factor=st.floats(0.1, 3))
+        | st.builds(
+            Levels,
+            values=st.tuples(*[FACTORS] * (len(edges) + 1)),
+            boundaries=st.just(edges),
+        )
+        | st.builds(Join, parts=st.tuples(*[MORE] * (len(edges) + 1)), boundaries=st.just(edges))
+    )
+)
+KINDS = MORE | STEPPED
+NESTED = KINDS | st.builds(Warmup, duration=FRACTIONS, start=FACTORS, into=KINDS)
 
 
 def first_and_last(schedule: Schedule) -> tuple[float, float]:
@@ -83,6 +138,45 @@ BY_HAND = [
     ),
     (Warmup(duration=fraction(0), into=Linear()), {0.0: 1.0, 0.25: 0.75, 1.0: 0.0}),
     (Warmup(duration=fraction(1)), {0.0: 0.0, 0.5: 0.5, 1.0: 1.0}),
+    (Polynomial(power=4.0, start=2.0, end=1.0), {0.0: 2.0, 0.5: 1.0625, 1.0: 1.0}),
+    (Polynomial(power=0.5), {0.0: 1.0, 0.75: 0.5, 0.9375: 0.25, 1.0: 0.0}),
+    (Exponential(factor=0.25), {0.0: 1.0, 0.5: 0.5, 1.0: 0.25}),
+    (Exponential(factor=0.5, per=fraction(0.1)), {0.0: 1.0, 0.3: 0.125, 1.0: 0.5**10}),
+    (InverseSquareRoot(warmup=fraction(0.04)), {0.0: 0.0, 0.01: 0.25, 0.04: 1.0, 1.0: 0.2}),
+    (InverseSquareRoot(warmup=fraction(0.25), start=1.0), {0.0: 1.0, 0.2: 1.0, 1.0: 0.5}),
+    (Step(every=fraction(0.3)), {0.0: 1.0, 0.29: 1.0, 0.3: 0.1, 0.6: 0.01, 0.9: 0.001, 1.0: 1e-3}),
+    (
+        MultiStep(milestones=(fraction(0.5), fraction(0.75)), factor=5.0),
+        {0.0: 1.0, 0.4999: 1.0, 0.5: 5.0, 0.7499: 5.0, 0.75: 25.0, 1.0: 25.0},
+    ),
+    (MultiStep(milestones=()), {0.0: 1.0, 1.0: 1.0}),
+    # A slow start in levels: half of the lr for 40 of 90 epochs, then 30, 15 and 5 more.
+    (
+        Levels(
+            values=(0.5, 0.075, 0.01, 0.001),
+            boundaries=(fraction(40 / 90), fraction(70 / 90), fraction(85 / 90)),
+        ),
+        {0.0: 0.5, 39.9 / 90: 0.5, 40 / 90: 0.075, 70 / 90: 0.01, 85 / 90: 0.001, 1.0: 0.001},
+    ),
+    (
+        WarmupStableDecay(warmup=fraction(0.1), decay=fraction(0.2), start=0.5, end=0.1),
+        {0.0: 0.5, 0.05: 0.75, 0.1: 1.0, 0.8: 1.0, 0.9: 0.55, 1.0: 0.1},
+    ),
+    (
+        WarmupStableDecay(warmup=fraction(0), decay=fraction(0.4), shape="cosine"),
+        {0.0: 1.0, 0.6: 1.0, 0.8: 0.5, 1.0: 0.0},
+    ),
+    (
+        WarmupStableDecay(warmup=fraction(0), decay=fraction(1), shape="1-sqrt", end=0.2),
+        {0.0: 1.0, 0.25: 0.6, 1.0: 0.2},
+    ),
+    (
+        Join(
+            parts=(Linear(start=0.0, end=1.0), Constant(value=0.5), Cosine()),
+            boundaries=(fraction(0.2), fraction(0.6)),
+        ),
+        {0.0: 0.0, 0.1: 0.5, 0.2: 0.5, 0.59: 0.5, 0.6: 1.0, 0.8: 0.5, 1.0: 0.0},
+    ),
 ]
 
 
@@ -95,7 +189,7 @@ def test_a_schedule_takes_the_values_computed_by_hand(
 
 
 @settings(max_examples=200, deadline=None)
-@given(SCHEDULES, st.floats(-5, 5))
+@given(NESTED, st.floats(-5, 5))
 def test_progress_outside_of_the_run_is_clamped(schedule: Schedule, progress: float) -> None:
     assert schedule(progress) == schedule(min(1.0, max(0.0, progress)))
 
@@ -111,6 +205,83 @@ def test_both_ends_are_met_exactly(schedule: Schedule) -> None:
 def test_a_schedule_stays_between_its_levels(schedule: Schedule, progress: float) -> None:
     low, high = min(levels(schedule)), max(levels(schedule))
     assert low - 1e-9 <= schedule(progress) <= high + 1e-9
+
+
+@settings(max_examples=300, deadline=None)
+@given(NESTED, st.lists(PROGRESS, min_size=1, max_size=20))
+def test_every_value_lies_within_the_bounds_that_a_schedule_states(
+    schedule: Schedule, progress: list[float]
+) -> None:
+    low, high = schedule.bounds()
+    slack = 1e-9 * (1.0 + high)
+    for value in map(schedule, progress):
+        assert low - slack <= value <= high + slack
+
+
+@settings(max_examples=200, deadline=None)
+@given(NESTED)
+def test_the_bounds_are_no_wider_than_they_need_be(schedule: Schedule) -> None:
+    edges = {0.0, 1.0, *corners(schedule, 0.0, 1.0)}
+    near = {min(1.0, max(0.0, edge + shift)) for edge in edges for shift in (-1e-9, 0, 1e-9)}
+    values = [schedule(progress) for progress in near]
+    low, high = schedule.bounds()
+    slack = 1e-4 * (1.0 + high)  # a steep start, as of a root, is not met in 1e-9
+    assert min(values) <= low + slack
+    assert max(values) >= high - slack
+
+
+def corners(schedule: Schedule, begin: float, end: float) -> set[float]:
+    """Where a schedule stretched over a piece of the run may turn or jump."""
+    found = {begin, end}
+    if isinstance(schedule, Warmup):
+        turn = begin + (end - begin) * schedule.duration.count
+        return found | corners(schedule.into, turn, end)
+    if isinstance(schedule, Join):
+        edges = [begin + (end - begin) * edge.count for edge in schedule.boundaries]
+        pieces = zip(schedule.parts, [begin, *edges], [*edges, end], strict=True)
+        return found.union(*(corners(*piece) for piece in pieces))
+    if isinstance(schedule, (OneCycle, InverseSquareRoot, WarmupStableDecay)):
+        found.add(begin + (end - begin) * schedule.warmup.count)
+    if isinstance(schedule, WarmupStableDecay):
+        found.add(end - (end - begin) * schedule.decay.count)
+    if isinstance(schedule, Levels):
+        found |= {begin + (end - begin) * edge.count for edge in schedule.boundaries}
+    return found
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data(), st.integers(2, 10**7), st.integers(2, 40))
+def test_a_boundary_falls_on_its_example_whatever_the_rounding(
+    data: st.DataObject, total: int, pieces: int
+) -> None:
+    boundary = data.draw(st.integers(1, total - 1))
+    warmup = data.draw(st.integers(0, boundary - 1))
+    clock = Clock(None, 1, total)
+    step = MultiStep(milestones=(examples(boundary - warmup),), factor=0.5)
+    for written in (
+        Warmup(duration=examples(warmup), start=1.0, into=step),
+        Join(parts=(Constant(), Constant(value=0.5)), boundaries=(examples(boundary),)),
+        Levels(values=(1.0, 0.5), boundaries=(examples(boundary),)),
+    ):
+        resolved = resolve_schedule(written, clock)
+        assert resolved((boundary - 1) / total) == 1.0
+        assert resolved(boundary / total) == 0.5
+    every = max(1, total // pieces)
+    for count in range(1, min(total // every, 50)):
+        resolved = resolve_schedule(Step(every=examples(every), factor=0.5), clock)
+        assert resolved((count * every - 1) / total) == 0.5 ** (count - 1)
+        assert resolved(count * every / total) == 0.5**count or count * every == total
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    MORE.filter(lambda schedule: not isinstance(schedule, Step)),
+    st.floats(0, 1 - 1e-7),
+)
+def test_kinds_without_steps_are_continuous(schedule: Schedule, progress: float) -> None:
+    low, high = schedule.bounds()
+    jump = abs(schedule(progress + 1e-7) - schedule(progress))
+    assert jump <= 5e-3 * (high - low) + 1e-12  # roots are steep, a hundredth of the run is not
 
 
 @settings(max_examples=100, deadline=None)
@@ -148,9 +319,80 @@ def test_a_factor_below_zero_or_not_finite_is_refused(value: float) -> None:
         lambda: Cosine(start=value),
         lambda: OneCycle(peak=value),
         lambda: Warmup(duration=epochs(1), start=value),
+        lambda: Polynomial(start=value),
+        lambda: InverseSquareRoot(warmup=epochs(1), start=value),
+        lambda: Levels(values=(value,)),
+        lambda: WarmupStableDecay(warmup=epochs(1), decay=epochs(1), end=value),
     ):
         with pytest.raises(InputError, match="must be >= 0 and finite"):
             make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Polynomial(power=0.0), "power must be > 0 and finite, got 0.0"),
+        (lambda: Exponential(factor=0.0), "factor must be in (0, 1], got 0.0"),
+        (lambda: Exponential(factor=0.5, per=epochs(0)), "per must be > 0, got 0 epochs"),
+        (lambda: Step(every=updates(0)), "every must be > 0, got 0 updates"),
+        (lambda: Step(every=epochs(1), factor=0.0), "factor must be > 0 and finite, got 0.0"),
+        (lambda: Step(every=fraction(1e-3), factor=3.0), "factor must stay finite after 999 steps"),
+        (
+            lambda: MultiStep(milestones=(epochs(3), epochs(2))),
+            "milestones must increase, got 3 ep",
+        ),
+        (
+            lambda: Levels(values=(1.0,), boundaries=(epochs(2),)),
+            "values must be one more than the",
+        ),
+        (lambda: Join(parts=(), boundaries=()), "parts must be one more than the 0 boundaries"),
+        (lambda: InverseSquareRoot(warmup=epochs(0)), "warmup must be > 0, got 0 epochs"),
+        (
+            lambda: WarmupStableDecay(warmup=fraction(0.5), decay=fraction(0.6)),
+            "warmup + decay must be at most the whole run, got 1.1",
+        ),
+        (
+            lambda: WarmupStableDecay(warmup=epochs(1), decay=epochs(1), shape="steep"),
+            "shape must be one of: linear, cosine, 1-sqrt, got steep",
+        ),
+    ],
+)
+def test_what_makes_no_schedule_is_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (Step(every=epochs(0.001)), "step every must be > 0, got 0 fraction"),
+        (
+            WarmupStableDecay(warmup=epochs(6), decay=epochs(5)),
+            "warmup-stable-decay warmup + decay must be at most the whole run, got 1.1",
+        ),
+        (MultiStep(milestones=(epochs(3), updates(20))), "multistep milestones must increase"),
+        (
+            Warmup(duration=epochs(1), into=MultiStep(milestones=(updates(5), epochs(0.5)))),
+            "multistep milestones must increase",
+        ),
+    ],
+)
+def test_what_shows_only_when_resolved_is_refused_then(written: Schedule, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        resolve_schedule(written, Clock(100, 10, 1000))
+
+
+def test_a_length_beyond_the_run_is_cut_and_not_shortened() -> None:
+    clock = Clock(100, 10, 1000)  # ten epochs
+    half = resolve_schedule(Exponential(factor=0.25, per=epochs(20)), clock)
+    assert half(1.0) == pytest.approx(0.5)
+    assert resolve_schedule(Step(every=epochs(20)), clock)(1.0) == 1.0
+    rise = resolve_schedule(InverseSquareRoot(warmup=epochs(20)), clock)
+    assert rise(1.0) == pytest.approx(0.5)
+    join = Join(parts=(Linear(start=0.0, end=1.0), Constant()), boundaries=(epochs(20),))
+    assert resolve_schedule(join, clock)(1.0) == pytest.approx(0.5)
+    levels = Levels(values=(1.0, 0.5, 0.1), boundaries=(epochs(5), epochs(15)))
+    assert resolve_schedule(levels, clock).bounds() == (0.5, 1.0)
 
 
 # --- durations -----------------------------------------------------------------------------------
@@ -256,8 +498,116 @@ def test_a_duration_that_the_clock_cannot_tell_is_refused(
         clock.examples(duration)
 
 
-def test_a_duration_longer_than_the_run_is_the_whole_run() -> None:
-    assert Clock(100, 10, 200).fraction(epochs(5)) == 1.0
+def test_a_warm_up_longer_than_the_run_takes_the_whole_run() -> None:
+    resolved = resolve_schedule(Warmup(duration=epochs(5), into=Linear()), Clock(100, 10, 200))
+    assert [resolved(p) for p in (0.0, 0.5, 1.0)] == [0.0, 0.5, 1.0]
+    cycle = resolve_schedule(OneCycle(warmup=epochs(5), start=0.0), Clock(100, 10, 200))
+    assert cycle(0.5) == pytest.approx(0.5)
+    assert cycle(1.0) == 1.0
+
+
+def test_the_last_updates_size_is_what_is_left_of_its_epoch() -> None:
+    assert Clock(100, 32, 200).last_size == 4  # 32 + 32 + 32 + 4, twice
+    assert Clock(100, 32, 150).last_size == 18  # 100, then 32 + 18
+    assert Clock(100, 25, 200).last_size == 25
+    assert Clock(None, 32, 100).last_size == 4
+    assert Clock(100, None, 200).last_size is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 200))
+def test_positions_are_a_walk_through_the_run(size: int, batch_size: int, total: int) -> None:
+    clock = Clock(size, min(batch_size, size), total)
+    seen, update = 0, 0
+    while seen < total:
+        position = clock.position(update)
+        taken = min(min(batch_size, size), size - seen % size, total - seen)
+        assert position == Position(seen, taken, total, clock.last_size or 0)
+        seen, update = seen + taken, update + 1
+    assert position.size == clock.last_size
+    assert clock.position(update) == Position(total, 0, total, clock.last_size or 0)
+
+
+# --- grids ---------------------------------------------------------------------------------------
+
+TEN = Clock(examples_per_epoch=20, batch_size=4, total_examples=40)
+
+
+def on_grid(schedule: Schedule, clock: Clock = TEN, num_updates: int = 10) -> list[float]:
+    resolved = resolve_schedule(schedule, clock)
+    return [value_at(resolved, clock.position(t)) for t in range(num_updates)]
+
+
+def test_each_grid_is_what_its_name_says() -> None:
+    rise = {grid: Linear(start=0.0, end=1.0, grid=grid) for grid in get_args(Grid)}
+    assert on_grid(Linear(start=0.0, end=1.0)) == on_grid(rise["t/T"])
+    assert on_grid(rise["t/T"]) == [t / 10 for t in range(10)]
+    assert on_grid(rise["(t+1)/T"]) == [(t + 1) / 10 for t in range(10)]
+    assert on_grid(rise["t/(T-1)"]) == [t / 9 for t in range(10)]
+    for schedule in rise.values():  # past the end, the last value
+        assert on_grid(schedule, num_updates=13)[10:] == [1.0, 1.0, 1.0]
+
+
+def test_the_ends_of_a_run_with_short_batches_are_met_on_every_grid() -> None:
+    clock = Clock(examples_per_epoch=100, batch_size=32, total_examples=200)
+    first_last = {
+        grid: on_grid(Linear(start=0.0, end=1.0, grid=grid), clock, 8)[:: 8 - 1]
+        for grid in get_args(Grid)
+    }
+    assert first_last == {"t/T": [0, 0.98], "(t+1)/T": [0.16, 1], "t/(T-1)": [0, 1]}
+
+
+def test_a_run_of_one_update_stands_at_the_beginning() -> None:
+    clock = Clock(None, 4, 4)
+    assert on_grid(Linear(grid="t/(T-1)"), clock, 2) == [1.0, 0.0]
+
+
+def test_a_boundary_in_epochs_falls_on_its_update_on_every_grid() -> None:
+    for grid, update in (("t/T", 5), ("t/(T-1)", 5), ("(t+1)/T", 4)):  # 4 ends with the epoch
+        values = on_grid(Step(every=epochs(1), factor=0.5, grid=grid))
+        assert values == [1.0] * update + [0.5] * (10 - update)
+
+
+def test_a_nested_schedule_takes_the_outermost_grid() -> None:
+    for grid in get_args(Grid):
+        plain = Warmup(duration=updates(2), into=Cosine(), grid=grid)
+        named = Warmup(duration=updates(2), into=Cosine(grid=grid), grid=grid)
+        assert on_grid(plain) == on_grid(named)
+    assert on_grid(plain) != on_grid(Warmup(duration=updates(2), into=Cosine()))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Warmup(duration=epochs(1), into=Linear(grid="(t+1)/T")), "into.grid"),
+        (
+            lambda: Join(
+                parts=(Constant(), Linear(grid="t/T")), boundaries=(epochs(1),), grid="t/(T-1)"
+            ),
+            "parts.1.grid must be left out, or t/(T-1) as of the join around it, got t/T",
+        ),
+        (
+            lambda: Join(
+                parts=(Warmup(duration=epochs(1), into=Linear(grid="t/T")),),
+                boundaries=(),
+                grid="(t+1)/T",
+            ),
+            "parts.0.into.grid",
+        ),
+        (lambda: Linear(grid="T/t"), "grid must be one of: t/T, (t+1)/T, t/(T-1), got T/t"),
+        (lambda: Schedules(batch_size=Linear(grid="t/(T-1)")), "batch_size.grid must be t/T"),
+    ],
+)
+def test_another_grid_inside_is_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        make()
+
+
+def test_the_last_update_must_be_known_for_the_grid_that_meets_both_ends() -> None:
+    with pytest.raises(
+        InputError, match="linear grid must not be t/\\(T-1\\) while the batch size"
+    ):
+        resolve_schedule(Linear(grid="t/(T-1)"), Clock(100, None, 1000))
 
 
 def test_an_interval_in_updates_counts_updates_and_any_other_counts_examples() -> None:
@@ -298,11 +648,11 @@ def test_a_schedule_keeps_its_shape_at_another_batch_size(batch_size: int, progr
     assert resolve_schedule(written, Clock(100, batch_size, 1000))(progress) == at_ten(progress)
 
 
-def test_resolving_reaches_nested_schedules_and_changes_nothing_else() -> None:
+def test_a_nested_duration_counts_from_the_beginning_of_its_piece() -> None:
     written = Warmup(duration=epochs(1), start=0.1, into=OneCycle(warmup=updates(20), peak=2.0))
     resolved = resolve_schedule(written, Clock(100, 10, 1000))
     assert resolved == Warmup(
-        duration=fraction(0.1), start=0.1, into=OneCycle(warmup=fraction(0.2), peak=2.0)
+        duration=fraction(0.1), start=0.1, into=OneCycle(warmup=fraction(200 / 900), peak=2.0)
     )
 
 
@@ -314,3 +664,54 @@ def test_an_unresolved_schedule_cannot_be_evaluated() -> None:
 def test_an_error_while_resolving_names_the_schedule_and_its_field() -> None:
     with pytest.raises(InputError, match="one-cycle warmup must not be in updates"):
         resolve_schedule(OneCycle(warmup=updates(5)), Clock(100, None, 1000))
+
+
+# --- in recipes ----------------------------------------------------------------------------------
+
+EVERY_KIND: list[Schedule] = [
+    Constant(value=0.5),
+    Linear(start=0.1, end=1.0, grid="(t+1)/T"),
+    Cosine(end=1 / 3),
+    OneCycle(warmup=epochs(2), down=epochs(3), grid="t/(T-1)"),
+    Warmup(duration=updates(5), into=Warmup(duration=epochs(1), into=Linear())),
+    Polynomial(power=1.5),
+    Exponential(factor=0.9, per=epochs(1)),
+    InverseSquareRoot(warmup=updates(20)),
+    Step(every=epochs(0.5)),
+    MultiStep(milestones=(epochs(3), updates(90)), factor=2.0),
+    Levels(values=(1.0, 0.5), boundaries=(examples(77),)),
+    Cyclic(up=epochs(1), mode="exp_range", decay=0.9),
+    SGDR(first_cycle=epochs(2), cycle_growth=1.5, peak_decay=0.5),
+    WarmupStableDecay(warmup=epochs(1), decay=fraction(0.2), shape="1-sqrt"),
+    Join(parts=(Linear(), Step(every=epochs(1))), boundaries=(epochs(4),)),
+]
+
+
+def test_every_kind_is_in_the_list() -> None:
+    assert {type(schedule) for schedule in EVERY_KIND} == set(get_args(Schedule))
+    assert len({kind.name for kind in get_args(Schedule)}) == len(get_args(Schedule))
+
+
+@pytest.mark.parametrize("schedule", EVERY_KIND, ids=lambda schedule: schedule.name)
+def test_every_kind_survives_the_way_through_a_file_and_through_show(
+    schedule: Schedule, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Recipe(
+        optimizer=SGDSettings(lr=0.1, momentum=0.9),
+        schedules=Schedules(lr=schedule, momentum=schedule, weight_decay=schedule),
+    )
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(recipe_to_mapping(recipe)))
+    assert load_recipe(str(path)) == recipe
+    show_recipe(str(path), (), as_json=False)
+    assert recipe_from_mapping(tomllib.loads(capsys.readouterr().out)) == recipe
+
+
+@pytest.mark.parametrize("schedule", EVERY_KIND, ids=lambda schedule: schedule.name)
+def test_every_kind_is_finite_and_pure_once_resolved(schedule: Schedule) -> None:
+    clock = Clock(100, 10, 1000)
+    resolved = resolve_schedule(schedule, clock)
+    values = [value_at(resolved, clock.position(t)) for t in range(103)]
+    assert all(math.isfinite(value) and value >= 0 for value in values)
+    assert [value_at(resolved, clock.position(t)) for t in reversed(range(103))] == values[::-1]
+    assert resolve_schedule(resolved, clock) == resolved

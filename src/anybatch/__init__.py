@@ -15,14 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anybatch.controllers import Patience as Patience
+    from anybatch.controllers import ReduceOnPlateau as ReduceOnPlateau
+    from anybatch.data.download import download_data as download_data
     from anybatch.data.source import Batch as Batch
     from anybatch.errors import InputError as InputError
     from anybatch.measurement import Estimate as Estimate
     from anybatch.measurement import Finding as Finding
     from anybatch.measurement import Measurement as Measurement
+    from anybatch.measuring.lr_range import LRRangeSettings as LRRangeSettings
+    from anybatch.measuring.lr_range import measure_lr_range as measure_lr_range
     from anybatch.models.table import ModelShape as ModelShape
     from anybatch.models.table import build_model as build_model
     from anybatch.objectives import Metric as Metric
+    from anybatch.optim.lr_scheduler import schedule_as_lr_scheduler as schedule_as_lr_scheduler
     from anybatch.recipe import AdamSettings as AdamSettings
     from anybatch.recipe import AdamWSettings as AdamWSettings
     from anybatch.recipe import Augmentation as Augmentation
@@ -34,24 +39,39 @@ if TYPE_CHECKING:
     from anybatch.recipe import MuonSettings as MuonSettings
     from anybatch.recipe import Recipe as Recipe
     from anybatch.recipe import RecordSettings as RecordSettings
+    from anybatch.recipe import ReduceOnPlateauSettings as ReduceOnPlateauSettings
     from anybatch.recipe import Schedules as Schedules
     from anybatch.recipe import SGDSettings as SGDSettings
     from anybatch.recipe import Stopping as Stopping
     from anybatch.recipe import Target as Target
     from anybatch.recipe_file import load_recipe as load_recipe
     from anybatch.records import EvalRecord as EvalRecord
+    from anybatch.records import EventRecord as EventRecord
     from anybatch.records import StepRecord as StepRecord
+    from anybatch.reporting.comparison import compare_runs as compare_runs
+    from anybatch.reporting.page import write_report as write_report
     from anybatch.run import Run as Run
     from anybatch.run import Status as Status
+    from anybatch.schedules import SGDR as SGDR
     from anybatch.schedules import Constant as Constant
     from anybatch.schedules import Cosine as Cosine
+    from anybatch.schedules import Cyclic as Cyclic
     from anybatch.schedules import Duration as Duration
+    from anybatch.schedules import Exponential as Exponential
+    from anybatch.schedules import InverseSquareRoot as InverseSquareRoot
+    from anybatch.schedules import Join as Join
+    from anybatch.schedules import Levels as Levels
     from anybatch.schedules import Linear as Linear
+    from anybatch.schedules import MultiStep as MultiStep
     from anybatch.schedules import OneCycle as OneCycle
+    from anybatch.schedules import Polynomial as Polynomial
+    from anybatch.schedules import Step as Step
     from anybatch.schedules import Warmup as Warmup
+    from anybatch.schedules import WarmupStableDecay as WarmupStableDecay
     from anybatch.schedules import epochs as epochs
     from anybatch.schedules import examples as examples
     from anybatch.schedules import fraction as fraction
+    from anybatch.schedules import inverse_momentum as inverse_momentum
     from anybatch.schedules import updates as updates
     from anybatch.studies.run_study import run_study as run_study
     from anybatch.study import Study as Study
@@ -63,12 +83,15 @@ if TYPE_CHECKING:
     from anybatch.world import World as World
 
 _HOMES = {
-    "controllers": ("Patience",),
+    "controllers": ("Patience", "ReduceOnPlateau"),
+    "data.download": ("download_data",),
     "data.source": ("Batch",),
     "errors": ("InputError",),
     "measurement": ("Estimate", "Finding", "Measurement"),
+    "measuring.lr_range": ("LRRangeSettings", "measure_lr_range"),
     "models.table": ("ModelShape", "build_model"),
     "objectives": ("Metric",),
+    "optim.lr_scheduler": ("schedule_as_lr_scheduler",),
     "recipe": (
         "AdamSettings",
         "AdamWSettings",
@@ -81,24 +104,38 @@ _HOMES = {
         "MuonSettings",
         "Recipe",
         "RecordSettings",
+        "ReduceOnPlateauSettings",
         "SGDSettings",
         "Schedules",
         "Stopping",
         "Target",
     ),
     "recipe_file": ("load_recipe",),
-    "records": ("EvalRecord", "StepRecord"),
+    "records": ("EvalRecord", "EventRecord", "StepRecord"),
+    "reporting.comparison": ("compare_runs",),
+    "reporting.page": ("write_report",),
     "run": ("Run", "Status"),
     "schedules": (
+        "SGDR",
         "Constant",
         "Cosine",
+        "Cyclic",
         "Duration",
+        "Exponential",
+        "InverseSquareRoot",
+        "Join",
+        "Levels",
         "Linear",
+        "MultiStep",
         "OneCycle",
+        "Polynomial",
+        "Step",
         "Warmup",
+        "WarmupStableDecay",
         "epochs",
         "examples",
         "fraction",
+        "inverse_momentum",
         "updates",
     ),
     "studies.run_study": ("run_study",),

@@ -80,12 +80,53 @@ class Train:
 
 
 @dataclass(kw_only=True)
+class LRRange:
+    """Measure the range of learning rates that a task can be trained with; nothing is trained.
+
+    Example: anybatch lr-range mnist
+    """
+
+    task: tyro.conf.Positional[str]
+    """Built-in name (see `anybatch tasks`) or package.module:function."""
+    recipe: _Name = None
+    """Shipped name, TOML file or package.module:function; by default the one that fits the task."""
+    set: _Overrides = ()
+    """Change a field of the recipe, as in --set batch_size=512; may be repeated."""
+    data: _Folder = None
+    """Folder of data sets; by default ANYBATCH_DATA, then ./data."""
+    out: _Folder = None
+    """New folder for the measurement; by default one below runs/."""
+    start_lr: Annotated[float, tyro.conf.arg(metavar="LR")] = 1e-7
+    """Where the ramp begins."""
+    end_lr: Annotated[float, tyro.conf.arg(metavar="LR")] = 10.0
+    """Where it ends, if the loss does not blow up before."""
+    updates: Annotated[int, tyro.conf.arg(metavar="N")] = 100
+    """Updates of a whole ramp."""
+    spacing: Annotated[Literal["log", "linear"], tyro.conf.arg(metavar="{log,linear}")] = "log"
+    """Whether the ramp multiplies or adds."""
+    repeats: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """Measure from this many beginnings: other weights, order and draws."""
+    json: _Flag = False
+    """Print one JSON document on standard output and nothing else."""
+
+    def run(self) -> int:
+        """Carry the command out and return its exit code."""
+        from anybatch.commands.lr_range import lr_range
+
+        return lr_range(self)
+
+
+@dataclass(kw_only=True)
 class Tasks:
     """List the built-in tasks, where each is looked for, and whether it was found.
 
-    Example: anybatch tasks --data ~/data
+    Example: anybatch tasks --download mnist --data ~/data
     """
 
+    download: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")
+    ] = ()
+    """First fetch this data set: mnist, fashion-mnist or cifar10; may be repeated."""
     data: _Folder = None
     """Folder of data sets; by default ANYBATCH_DATA, then ./data."""
     json: _Flag = False
@@ -95,7 +136,7 @@ class Tasks:
         """Carry the command out and return its exit code."""
         from anybatch.commands.tasks import list_tasks
 
-        return list_tasks(self.data, as_json=self.json)
+        return list_tasks(self.data, download=self.download, as_json=self.json)
 
 
 @dataclass(kw_only=True)
@@ -176,6 +217,89 @@ class RecipeDiff:
         return diff_recipes(self.one, self.other, as_json=self.json)
 
 
+@dataclass(kw_only=True)
+class Report:
+    """Write one page about runs and studies: verdict, curves, measurements, environment, commands.
+
+    Example: anybatch report runs/one runs/other --out both.html
+    """
+
+    runs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")]]
+    """Folders of runs, studies or measurements; several are drawn on the same axes."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Where to; by default report.html in the run's folder, or here for several."""
+    format: Annotated[
+        Literal["html", "md", "png", "svg"], tyro.conf.arg(metavar="{html,md,png,svg}")
+    ] = "html"
+    """One page; Markdown with figures beside it; or the figures alone, into a folder."""
+    title: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
+    """Of the page; by default the tasks' names."""
+    json: _Flag = False
+    """Print one JSON document."""
+
+    def run(self) -> int:
+        """Carry the command out and return its exit code."""
+        from anybatch.commands.report import report
+
+        return report(self)
+
+
+@dataclass(kw_only=True)
+class Compare:
+    """Compare two arms: difference, interval, and a verdict only where it is resolved.
+
+    Example: anybatch compare runs/sgd runs/adam
+    """
+
+    a: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="A")]]
+    """A run, a study of one arm, STUDY:ARM, or a folder of runs."""
+    b: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="B")]]
+    """The other one."""
+    metric: _Name = None
+    """The metric's name, or loss; by default the metric, and the time to the target."""
+    split: Annotated[
+        Literal["validation", "test"] | None, tyro.conf.arg(metavar="{validation,test}")
+    ] = None
+    """By default test where both have it, else validation."""
+    json: _Flag = False
+    """Print one JSON document."""
+
+    def run(self) -> int:
+        """Carry the command out and return its exit code."""
+        from anybatch.commands.compare import compare
+
+        return compare(self)
+
+
+@dataclass(kw_only=True)
+class RecipePreview:
+    """Show what a recipe's schedules will do over updates and epochs, before any training.
+
+    Example: anybatch recipe preview mnist --examples 54000 --out preview.png
+    """
+
+    recipe: tyro.conf.Positional[str]
+    """Shipped name, TOML file, a run's recipe.json, or package.module:function."""
+    task: tyro.conf.Positional[_Name] = None
+    """Task whose training examples are counted; or give --examples."""
+    set: _Overrides = ()
+    """Change a field, as in --set optimizer.lr=0.3; may be repeated."""
+    data: _Folder = None
+    """Folder of the task's data; by default ANYBATCH_DATA, then ./data."""
+    examples: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Training examples in an epoch, validation left out."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Draw the picture into this .png or .svg file."""
+    json: _Flag = False
+    """Print every update as one JSON document."""
+
+    def run(self) -> int:
+        """Carry the command out and return its exit code."""
+        from anybatch.commands.recipe import preview_recipe
+
+        return preview_recipe(self)
+
+
 def _named(command: Any, name: str) -> Any:
     summary = re.sub(r"\s*\n\s*", "\n", (command.__doc__ or "").strip())
     return Annotated[command, tyro.conf.subcommand(name, description=summary)]
@@ -186,12 +310,13 @@ _RECIPE_COMMANDS: Any = (
     | _named(RecipeShow, "show")
     | _named(RecipeCheck, "check")
     | _named(RecipeDiff, "diff")
+    | _named(RecipePreview, "preview")
 )
 
 
 @dataclass(kw_only=True)
 class RecipeCommands:
-    """List, show, check and compare recipes.
+    """List, show, check, compare and preview recipes.
 
     Example: anybatch recipe show mnist
     """
@@ -203,7 +328,14 @@ class RecipeCommands:
         return int(self.command.run())
 
 
-_COMMANDS: Any = _named(Train, "train") | _named(Tasks, "tasks") | _named(RecipeCommands, "recipe")
+_COMMANDS: Any = (
+    _named(Train, "train")
+    | _named(LRRange, "lr-range")
+    | _named(Report, "report")
+    | _named(Compare, "compare")
+    | _named(Tasks, "tasks")
+    | _named(RecipeCommands, "recipe")
+)
 
 _DESCRIPTION = """Measure a model, its data and a machine, and train at any batch size.
 

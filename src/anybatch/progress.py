@@ -7,13 +7,14 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO, final
 
-from anybatch.records import EvalRecord, Record, StepRecord
+from anybatch.records import EvalRecord, EventRecord, Record, StepRecord
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
+    from rich.status import Status
 
-__all__ = ["Progress"]
+__all__ = ["Activity", "Progress"]
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -87,8 +88,11 @@ class Progress:
             print(text, file=self._stream, flush=True)
 
     def show(self, record: Record) -> None:
-        """Take in a record; evaluations always make a line, steps every ten seconds at most."""
+        """Take in a record; evaluations and events make a line, steps every ten seconds at most."""
         if not self._shown:
+            return
+        if isinstance(record, EventRecord):
+            self.say(f"{self._position(record)}  {record.sentence}")
             return
         self._epoch = f"epoch {record.epoch:.2f}"
         if isinstance(record, EvalRecord):
@@ -103,17 +107,67 @@ class Progress:
         else:
             self._show_line(record, news)
 
-    def _show_line(self, record: Record, news: str) -> None:
+    def _position(self, record: Record) -> str:
+        head = f"{self._title}  " if self._title else ""
+        return f"{head}epoch {record.epoch:7.2f}  update {record.update:7d}"
+
+    def _show_line(self, record: StepRecord | EvalRecord, news: str) -> None:
         now = time.monotonic()
         if isinstance(record, StepRecord) and now - self._last_line < _SECONDS_BETWEEN_LINES:
             return
         self._last_line = now
         left = record.seconds * (self._total / max(1, record.examples) - 1.0)
-        head = f"{self._title}  " if self._title else ""
-        line = (
-            f"{head}epoch {record.epoch:7.2f}  update {record.update:7d}  {news}"
-            f"  {record.seconds:.1f} s"
-        )
+        line = f"{self._position(record)}  {news}  {record.seconds:.1f} s"
         if left >= 1.0 and not (isinstance(record, EvalRecord) and record.split == "test"):
             line += f", about {left:.0f} s left"
         print(line, file=self._stream, flush=True)
+
+
+@final
+class Activity:
+    """Shows what a measurement is doing, on standard error: one line that changes on a terminal.
+
+    When piped, a plain line every ten seconds at most.
+
+    Args:
+        title: before each line.
+        shown: False shows nothing.
+        stream: where to; standard error by default.
+    """
+
+    def __init__(self, title: str, *, shown: bool = True, stream: TextIO | None = None) -> None:
+        self._title, self._shown = title, shown
+        self._stream = stream or sys.stderr
+        self._status: Status | None = None
+        self._started = self._last_line = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._shown and self._stream.isatty():
+            from rich.console import Console
+
+            console = Console(file=self._stream)
+            self._status = console.status(self._title, spinner="dots")
+            self._status.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def show(self, text: str) -> None:
+        """Replace the line by `text`."""
+        if not self._shown:
+            return
+        now = time.monotonic()
+        if self._status is not None:
+            from rich.text import Text
+
+            self._status.update(Text(f"{self._title}  {text}  {now - self._started:.0f} s"))
+        elif now - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            print(f"{self._title}  {text}", file=self._stream, flush=True)

@@ -18,6 +18,7 @@ from anybatch.recipe_parts import (
     LossSettings,
     ModelSettings,
     RecordSettings,
+    ReduceOnPlateauSettings,
     Stopping,
     Target,
     require,
@@ -26,7 +27,7 @@ from anybatch.recipe_parts import (
     require_not_negative,
     require_positive,
 )
-from anybatch.schedules import Constant, Duration, Schedule, epochs
+from anybatch.schedules import Constant, Duration, Schedule, epochs, grid_of
 
 __all__ = [
     "AdamSettings",
@@ -42,6 +43,7 @@ __all__ = [
     "OptimizerSettings",
     "Recipe",
     "RecordSettings",
+    "ReduceOnPlateauSettings",
     "SGDSettings",
     "Schedules",
     "Stopping",
@@ -201,6 +203,8 @@ GradientTransform: TypeAlias = ClipGlobalNorm
 class Schedules:
     """Factors over the run of four settings; 1 throughout by default.
 
+    Each has its own grid (t/T unless it names another); that of the batch size is always t/T.
+
     Attributes:
         lr: of `optimizer.lr`.
         momentum: of `optimizer.momentum`, or of Adam's `beta1`.
@@ -212,6 +216,11 @@ class Schedules:
     momentum: Schedule = Constant()
     weight_decay: Schedule = Constant()
     batch_size: Schedule = Constant()
+
+    def __post_init__(self) -> None:
+        if grid_of(self.batch_size) != "t/T":
+            rule = "must be t/T: the size of an update cannot depend on itself"
+            raise InputError("batch_size.grid", rule, self.batch_size.grid)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -234,6 +243,7 @@ class Recipe:
         augmentation: of training images.
         averaging: of the weights, for evaluation and keeping.
         stopping: evaluation interval, target, patience.
+        plateau: reductions of the lr where evaluations stop to improve; None: none.
         compute: device and arithmetic.
         records: what is written.
         image_size: side in pixels that a streamed image folder is brought to, >= 1; None: 224.
@@ -257,6 +267,7 @@ class Recipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
     averaging: ExponentialAverage | None = None
     stopping: Stopping = field(default_factory=Stopping)
+    plateau: ReduceOnPlateauSettings | None = None
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     records: RecordSettings = field(default_factory=RecordSettings)
     image_size: int | None = None

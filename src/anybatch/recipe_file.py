@@ -24,6 +24,7 @@ __all__ = [
     "made_by",
     "place_of",
     "read_recipe_file",
+    "recipe_name_for",
     "shipped_recipe_names",
 ]
 
@@ -67,6 +68,16 @@ def _shipped() -> Iterator[tuple[str, Any]]:
 def shipped_recipe_names() -> list[str]:
     """Names of the recipes inside the package."""
     return sorted(name for name, _ in _shipped())
+
+
+def recipe_name_for(task_name: str) -> str:
+    """The shipped recipe that fits a task: of the same name, or "default".
+
+    Args:
+        task_name: as `load_task` takes it.
+    """
+    base = task_name.partition(":")[0]
+    return base if base in shipped_recipe_names() else "default"
 
 
 def import_function(reference: str) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from anybatch.errors import InputError
-from anybatch.schedules import Duration, epochs
+from anybatch.schedules import Duration, epochs, examples
 
 __all__ = [
     "Augmentation",
@@ -21,6 +21,7 @@ __all__ = [
     "LossSettings",
     "ModelSettings",
     "RecordSettings",
+    "ReduceOnPlateauSettings",
     "Stopping",
     "Target",
     "require",
@@ -259,6 +260,48 @@ class Stopping:
         require_not_negative("min_delta", self.min_delta)
         if self.patience is not None:
             require("patience", self.patience, "must be >= 1 evaluation", self.patience >= 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReduceOnPlateauSettings:
+    """Multiply the lr by `factor` each time evaluations have stopped to improve.
+
+    On top of the lr schedule, whatever it is. The options and defaults are those of torch's
+    ReduceLROnPlateau, counted in evaluations of the validation split.
+
+    Attributes:
+        watch: "loss" or "metric" of the validation split.
+        mode: "min" or "max", what an improvement is; None: "min" for the loss, and the metric's
+            own direction for the metric.
+        factor: of each reduction, in (0, 1).
+        patience: evaluations without improvement that are tolerated, >= 0; the next one reduces.
+        threshold: by how much the best must be beaten, >= 0; below 1 where it is relative.
+        threshold_mode: "rel" (a share of the best's size) or "abs" (in its own unit).
+        cooldown: evaluations after a reduction that are not counted, >= 0.
+        min_lr: no reduction goes below it, >= 0; of the first parameter group, to which the others
+            keep their ratios. The schedule itself may go below.
+        eps: a reduction of the lr by no more than this is left out, >= 0.
+        begin_after: evaluations before it (a warm-up, say) are not looked at.
+    """
+
+    watch: Literal["loss", "metric"] = "loss"
+    mode: Literal["min", "max"] | None = None
+    factor: float = 0.1
+    patience: int = 10
+    threshold: float = 1e-4
+    threshold_mode: Literal["rel", "abs"] = "rel"
+    cooldown: int = 0
+    min_lr: float = 0.0
+    eps: float = 1e-8
+    begin_after: Duration = examples(0)
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require("factor", self.factor, "must be in (0, 1)", 0 < self.factor < 1)
+        for name in ("patience", "threshold", "cooldown", "min_lr", "eps"):
+            require_not_negative(name, getattr(self, name))
+        if self.threshold_mode == "rel":
+            require("threshold", self.threshold, "must be < 1 where relative", self.threshold < 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,12 +8,20 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["TIME_FIELDS", "EvalRecord", "Record", "StepRecord", "from_json", "to_json"]
+__all__ = [
+    "TIME_FIELDS",
+    "EvalRecord",
+    "EventRecord",
+    "Record",
+    "StepRecord",
+    "from_json",
+    "to_json",
+]
 
 TIME_FIELDS = frozenset({"seconds", "examples_per_second", "evaluation_seconds"})
 """Fields that differ between two otherwise identical runs."""
 
-_TEXT_FIELDS = ("split", "metric_name")
+_TEXT_FIELDS = ("split", "metric_name", "name", "sentence")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +82,28 @@ class EvalRecord:
     evaluation_seconds: float
 
 
-Record: TypeAlias = StepRecord | EvalRecord
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EventRecord:
+    """Something that a controller did to the training.
+
+    Attributes:
+        update: updates done before it.
+        examples: training examples seen before it.
+        epoch: passes over the training data before it, as a decimal.
+        name: what happened, "lr-reduced".
+        sentence: the same for people, with its reason.
+        values: the numbers in it, by name.
+    """
+
+    update: int
+    examples: int
+    epoch: float
+    name: str
+    sentence: str
+    values: dict[str, float]
+
+
+Record: TypeAlias = StepRecord | EvalRecord | EventRecord
 
 
 def to_json(record: Record) -> str:
@@ -101,10 +130,16 @@ def plain(value: Any) -> Any:
     return value
 
 
-def from_json(line: str, kind: type[StepRecord] | type[EvalRecord]) -> Any:
+def from_json(line: str, kind: type[Record]) -> Any:
     """The record of `kind` that a line of JSON holds."""
-    values = json.loads(line)
+    return kind(**_with_floats(json.loads(line)))
+
+
+def _with_floats(values: dict[str, Any]) -> dict[str, Any]:
+    """Plain values with the texts "nan", "inf" and "-inf" as the numbers that they stand for."""
     for name, value in values.items():
-        if value in ("nan", "inf", "-inf") and name not in _TEXT_FIELDS:
+        if isinstance(value, dict):
+            values[name] = _with_floats(value)
+        elif value in ("nan", "inf", "-inf") and name not in _TEXT_FIELDS:
             values[name] = float(value)
-    return kind(**values)
+    return values

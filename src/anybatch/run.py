@@ -6,6 +6,7 @@
     environment.json    versions, hardware, threads, commit, command; a list, one entry a session
     steps.jsonl         StepRecords
     evals.jsonl         EvalRecords
+    events.jsonl        EventRecords, once there is one
     checkpoints/        update-000000120.pt and latest.json, which names it with its SHA-256
     measurements/       one JSON file a kind, raw samples included
     weights.pt          the final weights (averaged ones, where averaging is on)
@@ -26,14 +27,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias, final
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, final
 
+from anybatch.drawing import Line, axes_or_new, draw_lines, html_table
 from anybatch.errors import ExitCode, InputError
 from anybatch.measurement import Measurement
 from anybatch.recipe import Recipe
 from anybatch.recipe_file import read_recipe_file
 from anybatch.recipe_mapping import recipe_from_mapping, recipe_to_mapping
-from anybatch.records import EvalRecord, Record, StepRecord, from_json, plain, to_json
+from anybatch.records import EvalRecord, EventRecord, Record, StepRecord, from_json, plain, to_json
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = [
     "SCHEMA",
@@ -43,6 +48,7 @@ __all__ = [
     "new_folder",
     "not_writable",
     "read_json",
+    "require_new_folder",
     "write_atomically",
     "write_json",
 ]
@@ -59,6 +65,13 @@ _EXIT_CODES: dict[str, ExitCode] = {
     "diverged": ExitCode.DIVERGED,
     "interrupted": ExitCode.INTERRUPTED,
     "failed": ExitCode.BAD_INPUT,
+}
+
+
+_LOGS: dict[type[Record], str] = {
+    StepRecord: "steps.jsonl",
+    EvalRecord: "evals.jsonl",
+    EventRecord: "events.jsonl",
 }
 
 
@@ -131,6 +144,18 @@ def not_writable(path: Path, error: OSError) -> InputError:
     return InputError(str(path), "must be writable", error.strerror or str(error))
 
 
+def require_new_folder(path: Path) -> None:
+    """Refuse a place for a new run that holds something already.
+
+    Raises:
+        InputError: it does.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        is_known = any((path / name).exists() for name in ("recipe.json", "study.json"))
+        hint = f"--resume {path} continues it" if is_known else ""
+        raise InputError("out", "must be a new or empty folder", str(path), hint=hint)
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[None]:
     """A new folder (or an empty one) to be filled; left as it was if that fails.
@@ -185,10 +210,7 @@ class Run:
             InputError: the folder holds something, or cannot be written.
         """
         path = Path(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            is_known = any((path / name).exists() for name in ("recipe.json", "study.json"))
-            hint = f"--resume {path} continues it" if is_known else ""
-            raise InputError("out", "must be a new or empty folder", str(path), hint=hint)
+        require_new_folder(path)
         with new_folder(path):
             (path / "checkpoints").mkdir()
             write_json(path / "task.json", {"schema": SCHEMA} | task)
@@ -258,13 +280,13 @@ class Run:
         except OSError as error:
             raise not_writable(path, error) from None
 
-    def log_path(self, kind: type[StepRecord] | type[EvalRecord]) -> Path:
+    def log_path(self, kind: type[Record]) -> Path:
         """The log that holds records of `kind`."""
-        return self.path / ("steps.jsonl" if kind is StepRecord else "evals.jsonl")
+        return self.path / _LOGS[kind]
 
     def log_lengths(self) -> dict[str, int]:
         """Bytes in each log, for a checkpoint to come back to."""
-        paths = [self.log_path(kind) for kind in (StepRecord, EvalRecord)]
+        paths = [self.path / name for name in _LOGS.values()]
         return {path.name: path.stat().st_size if path.exists() else 0 for path in paths}
 
     def check_logs(self, lengths: dict[str, int]) -> None:
@@ -292,7 +314,11 @@ class Run:
         """The evaluation records, oldest first."""
         return self._read_log(EvalRecord)
 
-    def _read_log(self, kind: type[StepRecord] | type[EvalRecord]) -> Iterator[Any]:
+    def events(self) -> Iterator[EventRecord]:
+        """What controllers did, oldest first."""
+        return self._read_log(EventRecord)
+
+    def _read_log(self, kind: type[Record]) -> Iterator[Any]:
         path = self.log_path(kind)
         if not path.exists():
             return
@@ -331,6 +357,31 @@ class Run:
         status = dataclasses.asdict(self.status)
         values: dict[str, Any] = plain({"run": str(self.path), "status": status, **plain_evals})
         return values
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw training and validation loss against updates.
+
+        Args:
+            ax: of matplotlib, to draw on; None makes a new figure.
+        """
+        axes = axes_or_new(ax)
+        steps = list(self.steps())
+        evals = [record for record in self.evals() if record.split == "validation"]
+        training = [record.loss for record in steps]
+        validation = [record.loss for record in evals]
+        lines = [
+            Line(label="training", x=[record.update for record in steps], y=training),
+            Line(label="validation", x=[record.update for record in evals], y=validation,
+                 colour=1, style="dots"),
+        ]  # fmt: skip
+        draw_lines(axes, [line for line in lines if line.y], x_label="updates", y_label="loss")
+        if steps or evals:
+            axes.legend(frameon=False)
+        return axes
+
+    def _repr_html_(self) -> str:
+        """The verdict and where the run is, for notebooks."""
+        return html_table(self.path.name, {"run": str(self.path), "verdict": self.verdict()})
 
     def verdict(self) -> str:
         """One line: how it ended, with what accuracy, after how long."""

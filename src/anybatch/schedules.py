@@ -1,333 +1,93 @@
-"""Schedules: closed-form functions of training progress, and the durations they are written in.
+"""Schedules: closed-form functions of training progress, of whatever kind.
 
 One kind serves learning rate, momentum, weight decay and batch size. A schedule is a stateless
 factor of the setting that it schedules: at progress p the learning rate is
 `optimizer.lr * schedules.lr(p)`. So a change of the setting keeps the shape, and resuming needs
-no state. The clock is examples: p = examples seen before the update / examples in the whole run
-(the grid t/T, counted in examples), clamped to [0, 1].
+no state. Progress is clamped to [0, 1]; which progress belongs to an update, its grid says
+(`durations`): t/T unless the schedule names another.
 
-Reference: the one-cycle policy: Smith and Topin 2018, "Super-convergence", section 3; cosine:
-Loshchilov and Hutter 2017, "SGDR", equation 5; gradual warm-up: Goyal et al. 2017, section 2.2.
+A schedule that holds others stretches each over its piece of the run. A nested schedule's durations
+count from the beginning of its piece, a fraction being one of the piece, and its grid is the
+outermost one's. This module is the face of all schedules and durations.
+
+Reference: gradual warm-up: Goyal et al. 2017, "Accurate, large minibatch SGD", section 2.2.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
+from anybatch.cyclic_schedules import SGDR, Cyclic, OneCycle, inverse_momentum
+from anybatch.durations import (
+    Clock,
+    Duration,
+    Grid,
+    Interval,
+    Position,
+    Unit,
+    epochs,
+    examples,
+    fraction,
+    updates,
+)
 from anybatch.errors import InputError
+from anybatch.plain_schedules import (
+    Constant,
+    Cosine,
+    Exponential,
+    InverseSquareRoot,
+    Linear,
+    Polynomial,
+    WarmupStableDecay,
+)
+from anybatch.schedule_parts import (
+    ROUNDING,
+    between,
+    clamp,
+    ordered,
+    reached,
+    require_factors,
+    require_grid,
+    require_increasing,
+    resolved,
+)
+from anybatch.stepped_schedules import Levels, MultiStep, Step
 
 __all__ = [
+    "SGDR",
     "Clock",
     "Constant",
     "Cosine",
+    "Cyclic",
     "Duration",
+    "Exponential",
+    "Grid",
     "Interval",
+    "InverseSquareRoot",
+    "Join",
+    "Levels",
     "Linear",
+    "MultiStep",
     "OneCycle",
+    "Polynomial",
+    "Position",
     "Schedule",
+    "Step",
     "Unit",
     "Warmup",
+    "WarmupStableDecay",
     "epochs",
     "examples",
     "fraction",
+    "grid_of",
+    "inverse_momentum",
     "resolve_schedule",
     "updates",
+    "value_at",
 ]
-
-Unit: TypeAlias = Literal["updates", "epochs", "examples", "fraction"]
-_UNITS: tuple[Unit, ...] = ("updates", "epochs", "examples", "fraction")
-
-
-@dataclass(frozen=True, slots=True)
-class Duration:
-    """A length of training with its unit.
-
-    Attributes:
-        count: how many, >= 0; whole for updates and examples, at most 1 for a fraction.
-        unit: "updates", "epochs", "examples" or "fraction" (of the whole run).
-
-    Example:
-        >>> Duration.parse("5 epochs")
-        Duration(count=5.0, unit='epochs')
-        >>> str(Duration.parse("1 epoch"))
-        '1 epochs'
-    """
-
-    count: float
-    unit: Unit
-
-    def __post_init__(self) -> None:
-        if self.unit not in _UNITS:
-            raise InputError("duration", f"must have a unit of {', '.join(_UNITS)}", self.unit)
-        if not (math.isfinite(self.count) and self.count >= 0):
-            raise InputError("duration", "must be >= 0 and finite", str(self))
-        if self.unit in ("updates", "examples") and self.count != int(self.count):
-            raise InputError("duration", f"must be a whole number of {self.unit}", str(self))
-        if self.unit == "fraction" and self.count > 1:
-            raise InputError("duration", "must be at most 1 as a fraction", str(self))
-
-    def __str__(self) -> str:
-        count = repr(float(self.count)).removesuffix(".0")  # exact: a run is resumed from its text
-        return f"{count} {self.unit}"
-
-    @classmethod
-    def parse(cls, text: str) -> Duration:
-        """Read "5 epochs", "200 updates", "4096 examples" or "0.3 fraction"."""
-        match = re.fullmatch(r"\s*([0-9.eE+_-]+?)\s*([a-z]+)\s*", text)
-        unit = match.group(2) if match else ""
-        names: dict[str, Unit] = {name: name for name in _UNITS}
-        names |= {name.removesuffix("s"): name for name in _UNITS}
-        if match is None or unit not in names:
-            rule = 'must be a number and a unit, like "5 epochs", "200 updates", "0.3 fraction"'
-            raise InputError("duration", rule, text)
-        try:
-            return cls(float(match.group(1)), names[unit])
-        except InputError:
-            raise
-        except ValueError:
-            raise InputError("duration", "must begin with a number", text) from None
-
-
-def epochs(count: float) -> Duration:
-    """`count` passes over the training data."""
-    return Duration(float(count), "epochs")
-
-
-def updates(count: int) -> Duration:
-    """`count` updates of the weights."""
-    return Duration(float(count), "updates")
-
-
-def examples(count: int) -> Duration:
-    """`count` training examples."""
-    return Duration(float(count), "examples")
-
-
-def fraction(count: float) -> Duration:
-    """A fraction of the whole run, in [0, 1]."""
-    return Duration(float(count), "fraction")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Interval:
-    """A distance after which something happens again and again.
-
-    Attributes:
-        length: >= 1.
-        counts: what it is a number of.
-
-    Example:
-        >>> every = Interval(length=10, counts="examples")
-        >>> [every.times(updates=n, examples=4 * n) for n in (0, 2, 3, 5)]
-        [0, 0, 1, 2]
-    """
-
-    length: int
-    counts: Literal["updates", "examples"]
-
-    def times(self, *, updates: int, examples: int) -> int:
-        """How often it has passed; it is due where an update raises this number."""
-        return (updates if self.counts == "updates" else examples) // self.length
-
-
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """What turns a duration into examples.
-
-    An epoch is cut into updates of the batch size; its last update takes what is left, so
-    u updates are floor(u / per_epoch) epochs and a remainder.
-
-    Attributes:
-        examples_per_epoch: size of the training data; None when unknown (a stream).
-        batch_size: examples per update; None when it is itself scheduled.
-        total_examples: length of the run; None while the run's own duration is being resolved.
-    """
-
-    examples_per_epoch: int | None
-    batch_size: int | None
-    total_examples: int | None = None
-
-    def examples(self, duration: Duration) -> int:
-        """The duration in examples, rounded to the nearest whole one.
-
-        Raises:
-            InputError: epochs of a stream of unknown length; updates under a scheduled batch
-                size; a fraction of a run whose length is not yet known.
-        """
-        count = duration.count
-        if duration.unit == "examples":
-            return int(count)
-        if duration.unit == "fraction":
-            if self.total_examples is None:
-                raise InputError("duration", "must not be a fraction of itself", str(duration))
-            return round(count * self.total_examples)
-        if duration.unit == "epochs":
-            if self.examples_per_epoch is None:
-                rule = "must be in examples or updates, since the data's length is unknown"
-                raise InputError("duration", rule, str(duration), hint="or give num_examples")
-            return round(count * self.examples_per_epoch)
-        if self.batch_size is None:
-            rule = "must not be in updates while the batch size is scheduled"
-            raise InputError("duration", rule, str(duration), hint="use epochs or examples")
-        if self.examples_per_epoch is None:
-            return int(count) * self.batch_size
-        per_epoch = -(-self.examples_per_epoch // self.batch_size)
-        whole, rest = divmod(int(count), per_epoch)
-        return whole * self.examples_per_epoch + rest * self.batch_size
-
-    def interval(self, duration: Duration) -> Interval:
-        """What happens again and again after this duration.
-
-        Raises:
-            InputError: as `examples`; updates are counted, so they are told in any case.
-        """
-        if duration.unit == "updates":
-            return Interval(length=max(1, int(duration.count)), counts="updates")
-        return Interval(length=max(1, self.examples(duration)), counts="examples")
-
-    def fraction(self, duration: Duration) -> float:
-        """The duration as a fraction of the run, at most 1."""
-        if duration.unit == "fraction":
-            return duration.count
-        if not self.total_examples:
-            return 0.0
-        return min(1.0, self.examples(duration) / self.total_examples)
-
-
-def _clamp(progress: float) -> float:
-    return 0.0 if progress <= 0.0 else 1.0 if progress >= 1.0 else progress
-
-
-def _finite(**values: float) -> None:
-    for name, value in values.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise InputError(name, "must be >= 0 and finite", value)
-
-
-def _between(start: float, end: float, progress: float, shape: str) -> float:
-    """From start (progress 0) to end (progress 1), both met exactly."""
-    if progress <= 0.0:
-        return start
-    if progress >= 1.0:
-        return end
-    if shape == "linear":
-        return start + (end - start) * progress
-    return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Constant:
-    """f(p) = value.
-
-    Attributes:
-        value: the factor, >= 0.
-    """
-
-    name: ClassVar[str] = "constant"
-    value: float = 1.0
-
-    def __post_init__(self) -> None:
-        _finite(value=self.value)
-
-    def __call__(self, progress: float) -> float:
-        """The factor at `progress` in [0, 1]."""
-        return self.value
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Linear:
-    """f(p) = start + (end - start) p.
-
-    Attributes:
-        start: factor at progress 0, >= 0.
-        end: factor at progress 1, >= 0.
-
-    Example:
-        >>> Linear(start=1.0, end=0.0)(0.25)
-        0.75
-    """
-
-    name: ClassVar[str] = "linear"
-    start: float = 1.0
-    end: float = 0.0
-
-    def __post_init__(self) -> None:
-        _finite(start=self.start, end=self.end)
-
-    def __call__(self, progress: float) -> float:
-        """The factor at `progress`, clamped to [0, 1]."""
-        return _between(self.start, self.end, progress, "linear")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cosine:
-    """f(p) = end + (start - end) (1 + cos(pi p)) / 2, half a cosine wave.
-
-    Attributes:
-        start: factor at progress 0, >= 0.
-        end: factor at progress 1, >= 0.
-
-    Example:
-        >>> round(Cosine()(0.5), 12)
-        0.5
-    """
-
-    name: ClassVar[str] = "cosine"
-    start: float = 1.0
-    end: float = 0.0
-
-    def __post_init__(self) -> None:
-        _finite(start=self.start, end=self.end)
-
-    def __call__(self, progress: float) -> float:
-        """The factor at `progress`, clamped to [0, 1]."""
-        return _between(self.start, self.end, progress, "cosine")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OneCycle:
-    """From start to peak during `warmup`, then from peak to end.
-
-    The defaults are the values in common use (start = peak/25, end = start/10,000). For momentum,
-    which runs the other way, give start 1, peak 0.85/0.95 and end 1.
-
-    Attributes:
-        warmup: length of the first phase.
-        start: factor at progress 0, >= 0.
-        peak: factor at the end of the first phase, >= 0.
-        end: factor at progress 1, >= 0.
-        shape: "cosine" or "linear", of both phases.
-
-    Example:
-        >>> cycle = OneCycle(warmup=fraction(0.25), start=0.0, end=0.0, shape="linear")
-        >>> [cycle(p) for p in (0.0, 0.125, 0.25, 0.625, 1.0)]
-        [0.0, 0.5, 1.0, 0.5, 0.0]
-    """
-
-    name: ClassVar[str] = "one-cycle"
-    warmup: Duration = fraction(0.3)
-    start: float = 0.04
-    peak: float = 1.0
-    end: float = 4e-6
-    shape: Literal["cosine", "linear"] = "cosine"
-
-    def __post_init__(self) -> None:
-        _finite(start=self.start, peak=self.peak, end=self.end)
-        if self.shape not in ("cosine", "linear"):
-            raise InputError("shape", "must be one of: cosine, linear", self.shape)
-
-    def __call__(self, progress: float) -> float:
-        """The factor at `progress`, clamped to [0, 1]; `warmup` must be a fraction."""
-        progress, turn = _clamp(progress), _resolved(self.warmup)
-        if progress < turn:
-            return _between(self.start, self.peak, progress / turn, self.shape)
-        rest = (progress - turn) / (1.0 - turn) if turn < 1.0 else 0.0
-        return _between(self.peak, self.end, rest, self.shape)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -340,7 +100,8 @@ class Warmup:
     Attributes:
         duration: length of the rise.
         start: factor at progress 0, >= 0.
-        into: the schedule that follows.
+        into: the schedule that follows; its durations count from the end of the rise.
+        grid: "t/T", "(t+1)/T" or "t/(T-1)"; None: t/T, or that of the schedule around it.
 
     Example:
         >>> warmup = Warmup(duration=fraction(0.2), into=Linear())
@@ -352,49 +113,192 @@ class Warmup:
     duration: Duration
     start: float = 0.0
     into: Schedule = Constant()
+    grid: Grid | None = None
 
     def __post_init__(self) -> None:
-        _finite(start=self.start)
+        require_factors(start=self.start)
+        require_grid(self.grid)
+        _require_one_grid(self)
 
     def __call__(self, progress: float) -> float:
         """The factor at `progress`, clamped to [0, 1]; `duration` must be a fraction."""
-        progress, turn = _clamp(progress), _resolved(self.duration)
+        progress, turn = clamp(progress), min(1.0, resolved(self.duration))
         if progress < turn:
-            return _between(self.start, self.into(0.0), progress / turn, "linear")
+            return between(self.start, self.into(0.0), progress / turn, "linear")
         return self.into((progress - turn) / (1.0 - turn) if turn < 1.0 else 0.0)
 
+    def bounds(self) -> tuple[float, float]:
+        """The least and the greatest factor."""
+        turn = resolved(self.duration)
+        rise = ordered(self(0.0), self.into(0.0))
+        return rise if turn >= 1.0 else ordered(*rise, *self.into.bounds())
 
-Schedule: TypeAlias = Constant | Linear | Cosine | OneCycle | Warmup
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Join:
+    """One schedule after another, each stretched over its piece of the run.
+
+    At a boundary the next part begins: its value there is its own first one. Nothing makes the
+    parts meet. The run's end cuts a part whose boundary lies beyond it.
+
+    Attributes:
+        parts: the schedules, at least one; their durations count from their boundary.
+        boundaries: increasing lengths from the beginning; one fewer than there are parts.
+        grid: "t/T", "(t+1)/T" or "t/(T-1)"; None: t/T, or that of the schedule around it.
+
+    Example:
+        >>> join = Join(parts=(Constant(), Linear(start=0.5)), boundaries=(fraction(0.6),))
+        >>> [round(join(p), 12) for p in (0.0, 0.59, 0.6, 0.8, 1.0)]
+        [1.0, 1.0, 0.5, 0.25, 0.0]
+    """
+
+    name: ClassVar[str] = "join"
+    parts: tuple[Schedule, ...]
+    boundaries: tuple[Duration, ...]
+    grid: Grid | None = None
+
+    def __post_init__(self) -> None:
+        require_increasing("boundaries", self.boundaries)
+        require_grid(self.grid)
+        if len(self.parts) != len(self.boundaries) + 1:
+            rule = f"must be one more than the {len(self.boundaries)} boundaries"
+            raise InputError("parts", rule, len(self.parts))
+        _require_one_grid(self)
+
+    def __call__(self, progress: float) -> float:
+        """The factor at `progress`, clamped to [0, 1]; `boundaries` must be fractions."""
+        progress = clamp(progress)
+        begin, part, end = self._pieces()[
+            sum(reached(progress, resolved(edge)) for edge in self.boundaries)
+        ]
+        return part((progress - begin) / (end - begin))
+
+    def _pieces(self) -> list[tuple[float, Schedule, float]]:
+        """Begin, part, end; the last piece ends with the run, a piece beyond it stays empty."""
+        edges = [0.0, *(resolved(edge) for edge in self.boundaries)]
+        ends = [*edges[1:], max(1.0, edges[-1] + ROUNDING)]
+        return list(zip(edges, self.parts, ends, strict=True))
+
+    def bounds(self) -> tuple[float, float]:
+        """The least and the greatest factor of the parts that the run comes to, taken whole."""
+        come_to = [part for begin, part, _ in self._pieces() if begin < 1.0 - ROUNDING]
+        return ordered(*(bound for part in come_to for bound in part.bounds()))
 
 
-def _resolved(duration: Duration) -> float:
-    if duration.unit != "fraction":
-        rule = "must be a fraction of the run before a schedule can be evaluated"
-        raise InputError("schedule duration", rule, str(duration), hint="use resolve_schedule")
-    return duration.count
+Schedule: TypeAlias = (
+    Constant
+    | Linear
+    | Cosine
+    | OneCycle
+    | Warmup
+    | Polynomial
+    | Exponential
+    | InverseSquareRoot
+    | Step
+    | MultiStep
+    | Levels
+    | Cyclic
+    | SGDR
+    | WarmupStableDecay
+    | Join
+)
+
+
+def _require_one_grid(outer: Warmup | Join) -> None:
+    """Refuse a nested schedule, at any depth, that names another grid than the one around it."""
+    for path, grid in _named_grids(outer):
+        if grid != grid_of(outer):
+            rule = f"must be left out, or {grid_of(outer)} as of the {outer.name} around it"
+            raise InputError(path, rule, grid)
+
+
+def _named_grids(outer: Schedule) -> Iterator[tuple[str, Grid]]:
+    """Path and grid of every nested schedule that names one."""
+    nested: list[tuple[str, Schedule]] = []
+    if isinstance(outer, Warmup):
+        nested = [("into", outer.into)]
+    elif isinstance(outer, Join):
+        nested = [(f"parts.{number}", part) for number, part in enumerate(outer.parts)]
+    for name, inner in nested:
+        if inner.grid is not None:
+            yield f"{name}.grid", inner.grid
+        yield from ((f"{name}.{path}", grid) for path, grid in _named_grids(inner))
+
+
+def grid_of(schedule: Schedule) -> Grid:
+    """The grid of an outermost schedule: the one that it names, or t/T."""
+    return schedule.grid or "t/T"
+
+
+def value_at(schedule: Schedule, position: Position) -> float:
+    """The factor for the update at this position, on the schedule's own grid.
+
+    Example:
+        >>> position = Position(examples=50, size=25, total=100)
+        >>> [value_at(Linear(grid=grid), position) for grid in ("t/T", "(t+1)/T")]
+        [0.5, 0.25]
+    """
+    return schedule(position.progress(grid_of(schedule)))
 
 
 def resolve_schedule(schedule: Schedule, clock: Clock) -> Schedule:
-    """The same schedule with every duration as a fraction of the run: a closed form.
+    """The same schedule with every duration as a fraction of its piece of the run: a closed form.
 
     Args:
         schedule: any schedule, nested ones included.
         clock: the run's lengths; `total_examples` must be known.
+
+    Raises:
+        InputError: a duration that the clock cannot tell, boundaries out of order, lengths of
+            nothing, the grid t/(T-1) while the batch size is scheduled.
 
     Example:
         >>> clock = Clock(examples_per_epoch=100, batch_size=10, total_examples=1000)
         >>> resolve_schedule(Warmup(duration=epochs(5), into=Linear()), clock)(0.75)
         0.5
     """
+    try:
+        length = clock.span(grid_of(schedule))
+    except InputError as error:
+        raise error.renamed(f"{schedule.name} {error.thing}") from None
+    return _resolve(schedule, clock, float(length))
+
+
+def _resolve(schedule: Schedule, clock: Clock, length: float) -> Schedule:
+    """With durations as fractions of a piece of `length` examples, and so what is nested."""
     changes: dict[str, object] = {}
     for field in dataclasses.fields(schedule):
         value: Any = getattr(schedule, field.name)
+        name = f"{schedule.name} {field.name}"
         if isinstance(value, Duration):
-            try:
-                changes[field.name] = fraction(clock.fraction(value))
-            except InputError as error:
-                raise error.renamed(f"{schedule.name} {field.name}") from None
-        elif isinstance(value, Schedule):
-            changes[field.name] = resolve_schedule(value, clock)
+            changes[field.name] = _as_fraction(value, clock, length, name)
+        elif isinstance(value, tuple) and all(isinstance(item, Duration) for item in value):
+            changes[field.name] = tuple(_as_fraction(d, clock, length, name) for d in value)
+    same = _changed(schedule, changes)
+    if isinstance(same, Warmup):
+        rest = length * (1.0 - min(1.0, same.duration.count))
+        return dataclasses.replace(same, into=_resolve(same.into, clock, max(1.0, rest)))
+    if isinstance(same, Join):
+        edges = [0.0, *(edge.count for edge in same.boundaries)]
+        sizes = [late - early for early, late in zip(edges, [*edges[1:], 1.0], strict=True)]
+        pieces = zip(same.parts, sizes, strict=True)
+        parts = tuple(_resolve(part, clock, max(1.0, length * size)) for part, size in pieces)
+        return dataclasses.replace(same, parts=parts)
+    return same
+
+
+def _as_fraction(duration: Duration, clock: Clock, length: float, name: str) -> Duration:
+    if duration.unit == "fraction":
+        return duration
+    try:
+        return Duration(clock.examples(duration) / length, "fraction")
+    except InputError as error:
+        raise error.renamed(name) from None
+
+
+def _changed(schedule: Schedule, changes: dict[str, object]) -> Schedule:
     replace: Callable[..., Schedule] = dataclasses.replace
-    return replace(schedule, **changes)
+    try:
+        return replace(schedule, **changes)
+    except InputError as error:
+        raise error.renamed(f"{schedule.name} {error.thing}") from None

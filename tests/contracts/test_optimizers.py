@@ -25,7 +25,7 @@ from anybatch.recipe import (
     Stopping,
 )
 from anybatch.records import StepRecord
-from anybatch.schedules import Clock, Constant, Linear, OneCycle, epochs, updates
+from anybatch.schedules import Clock, Constant, Linear, OneCycle, Position, epochs, updates
 from anybatch.task import load_task
 from anybatch.training.build import Optimizer, build_optimizer
 from anybatch.training.hyperparameters import Hyperparameters
@@ -43,6 +43,10 @@ OPTIMIZERS: dict[str, OptimizerSettings] = {
 }
 NEED_MOMENTUM = [name for name, s in OPTIMIZERS.items() if s != SGDSettings(lr=0.1)]
 CLOCK = Clock(examples_per_epoch=100, batch_size=10, total_examples=1000)
+
+
+def at(progress: float) -> Position:
+    return Position(examples=round(1000 * progress), size=10, total=1000)
 
 
 def with_decay(settings: OptimizerSettings, weight_decay: float = 0.1) -> OptimizerSettings:
@@ -161,7 +165,7 @@ def test_schedules_multiply_the_settings_of_every_group(name: str) -> None:
     schedules = Schedules(lr=Linear(), weight_decay=Linear(start=0.5, end=0.0))
     scheduled = Hyperparameters(optimizer, schedules, CLOCK)
     for progress in (0.0, 0.25, 0.75, 0.5):  # stateless: also backwards
-        scheduled.apply(progress)
+        scheduled.apply(at(progress))
         assert [g["lr"] for g in optimizer.param_groups] == [lr * (1 - progress) for lr in lrs]
         shares = [decay * 0.5 * (1 - progress) for decay in decays]
         assert [g["weight_decay"] for g in optimizer.param_groups] == pytest.approx(shares)
@@ -174,7 +178,7 @@ def test_a_momentum_schedule_moves_momentum_or_beta1_and_nothing_else(name: str)
     optimizer = build_optimizer(OPTIMIZERS[name], model)
     before = [(g.get("momentum"), g.get("betas")) for g in optimizer.param_groups]
     scheduled = Hyperparameters(optimizer, Schedules(momentum=Linear(start=1.0, end=0.5)), CLOCK)
-    scheduled.apply(0.5)
+    scheduled.apply(at(0.5))
     for group, (momentum, betas) in zip(optimizer.param_groups, before, strict=True):
         if betas is None:
             assert group["momentum"] == pytest.approx(0.75 * momentum)
@@ -191,7 +195,7 @@ def test_a_loaded_state_does_not_become_the_reference_of_the_schedule(name: str)
     settings = OPTIMIZERS[name]
     optimizer = build_optimizer(settings, model)
     scheduled = Hyperparameters(optimizer, Schedules(lr=Linear()), CLOCK)
-    scheduled.apply(0.75)
+    scheduled.apply(at(0.75))
     take_steps(model, optimizer, range(1))
     state = copy.deepcopy(optimizer.state_dict())  # its groups hold a quarter of the lr
 
@@ -199,7 +203,7 @@ def test_a_loaded_state_does_not_become_the_reference_of_the_schedule(name: str)
     again = Hyperparameters(fresh, Schedules(lr=Linear()), CLOCK)
     fresh.load_state_dict(state)
     assert again.current()["lr"] == settings.lr / 4
-    again.apply(0.5)
+    again.apply(at(0.5))
     assert again.current()["lr"] == settings.lr / 2
     assert "initial_lr" not in fresh.param_groups[0]
 

@@ -22,6 +22,7 @@ from anybatch.recipe import (
     LossSettings,
     Recipe,
     RecordSettings,
+    ReduceOnPlateauSettings,
     Schedules,
     SGDSettings,
     Stopping,
@@ -118,9 +119,9 @@ def make_recipe(rule: str, ghost: int | None, **changes: Any) -> Recipe:
 
 def plain(training: Training, records: Any) -> Result:
     """What a training has come to, as plain values and float64 tensors."""
-    kept = [
-        {k: v for k, v in dataclasses.asdict(r).items() if k not in TIME_FIELDS} for r in records
-    ]
+    every = [dataclasses.asdict(record) for record in records]
+    flat = [record | record.get("values", {}) | {"values": None} for record in every]
+    kept = [{k: v for k, v in record.items() if k not in TIME_FIELDS} for record in flat]
     module = training.model
     average = training.kept_model
     return {
@@ -177,7 +178,7 @@ def base_cases() -> Iterator[tuple[str, str, Recipe]]:
 
 
 def everything() -> Recipe:
-    """Clipping, averaging, label smoothing, a growing batch, one cycle, summed losses, ghosts."""
+    """Clipping, averaging, smoothing, a growing batch, one cycle, summed losses, plateau."""
     return make_recipe(
         "sgd",
         4,
@@ -187,6 +188,7 @@ def everything() -> Recipe:
         gradient=(ClipGlobalNorm(max_norm=3.0),),
         loss=LossSettings(reduction="sum", label_smoothing=0.1),
         averaging=ExponentialAverage(decay=0.9, every=2),
+        plateau=ReduceOnPlateauSettings(patience=0, threshold=0.9, factor=0.5),
     )
 
 

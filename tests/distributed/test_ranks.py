@@ -117,3 +117,4 @@ def test_every_case_has_records_of_training_and_evaluation(two_ranks):
         records = results(two_ranks, name, 2)[0]["records"]
         assert any("split" in record for record in records)
         assert any("lr" in record for record in records)
+        assert any("lr_after" in record for record in records) == name.startswith("everything")

@@ -99,6 +99,7 @@ def assert_same_run(path: Path, reference: Path) -> None:
         assert getattr(status, name) == getattr(expected, name), name
     for log in ("steps.jsonl", "evals.jsonl"):
         assert _log(path / log) == _log(reference / log), log
+    assert list(Run(path).events()) == list(Run(reference).events())
     weights, expected_weights = (torch.load(p / "weights.pt") for p in (path, reference))
     assert weights.keys() == expected_weights.keys()
     for name, tensor in weights.items():

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from anybatch.course import recipe_clock, update_size
 from anybatch.data.augmentation import Normalization
 from anybatch.data.resident import ResidentSource
 from anybatch.data.source import Batch
@@ -20,8 +21,8 @@ from anybatch.errors import InputError
 from anybatch.recipe import Augmentation, Recipe, Schedules, SGDSettings
 from anybatch.schedules import Linear, epochs, examples
 from anybatch.task import Task
-from anybatch.training.feed import Feed, Portion, recipe_clock
-from anybatch.training.sampling import micro_batches, rank_share, update_size
+from anybatch.training.feed import Feed, Portion
+from anybatch.training.sampling import micro_batches, rank_share
 from anybatch.world import World
 
 NUM_EXAMPLES = 37

@@ -1,4 +1,4 @@
-"""`anybatch recipe list | show | check | diff`."""
+"""`anybatch recipe list | show | check | diff | preview`."""
 
 from __future__ import annotations
 
@@ -7,16 +7,27 @@ import inspect
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anybatch.commands.output import show, table
-from anybatch.errors import ExitCode
+from anybatch.errors import ExitCode, InputError
+from anybatch.preview import PreviewRow, outline, plateau_sentence, preview
 from anybatch.recipe import Recipe, Target
 from anybatch.recipe_file import difference, load_recipe, shipped_recipe_names
 from anybatch.recipe_mapping import recipe_to_mapping, to_plain
 from anybatch.schedules import Duration
 
-__all__ = ["check_recipe", "conventions", "diff_recipes", "list_recipes", "show_recipe"]
+if TYPE_CHECKING:
+    from anybatch.cli import RecipePreview
+
+__all__ = [
+    "check_recipe",
+    "conventions",
+    "diff_recipes",
+    "list_recipes",
+    "preview_recipe",
+    "show_recipe",
+]
 
 
 def list_recipes(*, as_json: bool) -> int:
@@ -69,6 +80,62 @@ def diff_recipes(one: str, other: str, *, as_json: bool) -> int:
     else:
         show("no difference")
     return ExitCode.OK
+
+
+def preview_recipe(options: RecipePreview) -> int:
+    """Print (and draw) what a recipe's schedules will do, before any training.
+
+    Raises:
+        InputError: no task and no number of examples, or both; recipe and data do not fit together.
+    """
+    recipe = load_recipe(options.recipe, options.set)
+    num_examples = _num_examples(options, recipe)
+    rows = preview(recipe, num_examples)
+    if options.out is not None:
+        from anybatch.commands.preview_figure import write_preview_figure
+
+        title = f"{options.recipe} on {num_examples:,} training examples"
+        write_preview_figure(rows, title, options.out)
+    if options.json:
+        columns = {name: [getattr(row, name) for row in rows] for name in PreviewRow._fields}
+        show(json.dumps({"examples_per_epoch": num_examples, "updates": columns}))
+        return ExitCode.OK
+    show(f"{len(rows):,} updates, {rows[-1].examples:,} examples, {rows[-1].epoch:g} epochs")
+    show(table(list(PreviewRow._fields), [_cells(row) for row in outline(rows)]))
+    sentence = plateau_sentence(recipe, num_examples, rows)
+    if sentence:
+        show(f"# {sentence}")
+    if options.out is not None:
+        show(f"{options.out}")
+    return ExitCode.OK
+
+
+def _num_examples(options: RecipePreview, recipe: Recipe) -> int:
+    """Training examples in an epoch, as told or as the task has them."""
+    if options.examples is not None:
+        if options.task is not None:
+            raise InputError(
+                "--examples", "must be left out where a task is given", options.examples
+            )
+        if options.examples < 1:
+            raise InputError("--examples", "must be >= 1", options.examples)
+        return options.examples
+    if options.task is None:
+        hint = "a task, as in `anybatch recipe preview digits digits`, is counted"
+        raise InputError("--examples", "must be given where no task is", hint=hint)
+    from anybatch.task import load_task
+
+    task = load_task(options.task, data=options.data, image_size=recipe.image_size)
+    num_examples = task.source("train").num_examples
+    if num_examples is None:
+        raise InputError("train", "must have a known length", hint="give --examples N instead")
+    return num_examples
+
+
+def _cells(row: PreviewRow) -> list[str]:
+    numbers = (row.lr, row.momentum, row.weight_decay)
+    counts = (str(row.update), str(row.examples), f"{row.epoch:.2f}")
+    return [*counts, *(f"{number:.6g}" for number in numbers), str(row.batch_size)]
 
 
 def conventions(recipe: Recipe) -> list[str]:

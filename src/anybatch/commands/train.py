@@ -13,7 +13,7 @@ from anybatch.commands.output import show, table
 from anybatch.commands.recipe import conventions
 from anybatch.errors import InputError
 from anybatch.recipe import Recipe, Target
-from anybatch.recipe_file import load_recipe, shipped_recipe_names
+from anybatch.recipe_file import load_recipe, recipe_name_for
 from anybatch.run import Run
 from anybatch.schedules import Duration
 from anybatch.study import ArmSummary, Study
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from anybatch.training.training import Training
 
 __all__ = ["train"]
-
-_DEFAULT_RECIPE = "default"
-
 
 def train(options: Train) -> int:
     """Carry out `anybatch train` and return its exit code.
@@ -69,11 +66,7 @@ def _task_again(options: Train, reference: dict[str, Any]) -> Task:
 
 def _recipe(options: Train, task_name: str) -> Recipe:
     """The recipe asked for, or the one shipped for the task, with the options put in."""
-    name = options.recipe
-    if name is None:
-        base = task_name.partition(":")[0]
-        name = base if base in shipped_recipe_names() else _DEFAULT_RECIPE
-    recipe = load_recipe(name, options.set)
+    recipe = load_recipe(options.recipe or recipe_name_for(task_name), options.set)
     stopping = recipe.stopping
     if options.target is not None:
         stopping = replace(stopping, target=Target.parse(options.target))

@@ -88,7 +88,9 @@ def new_training(task: Task, recipe: Recipe, *, seed: int, world: World | None) 
         seed: of weights, order and draws.
         world: ranks that train together.
     """
-    stopping = dataclasses.replace(recipe.stopping, target=None, patience=None)
+    stopping = dataclasses.replace(
+        recipe.stopping, target=None, patience=None, evaluate_every=updates(_LONGEST)
+    )
     schedules = dataclasses.replace(recipe.schedules, lr=Constant(), batch_size=Constant())
     return Training(
         task,
@@ -348,6 +350,10 @@ def _write_lr(group: dict[str, Any], lr: float) -> None:
         group["lr"] = lr
 
 
+def _number(value: Any) -> float:
+    return float(value.detach()) if isinstance(value, Tensor) else float(value)
+
+
 def _read(answer: Any) -> tuple[float, float]:
     """Loss and metric of what a step function returned."""
     loss, metric = answer, math.nan
@@ -358,7 +364,7 @@ def _read(answer: Any) -> tuple[float, float]:
     elif isinstance(answer, (tuple, list)) and len(answer) == 2:
         loss, metric = answer
     try:
-        return float(loss), float(metric)
+        return _number(loss), _number(metric)
     except (TypeError, ValueError, RuntimeError):
         rule = 'must return a loss, (loss, metric) or {"loss": ...}, one number each'
         raise InputError("step", rule, type(loss).__name__) from None

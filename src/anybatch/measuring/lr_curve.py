@@ -35,7 +35,8 @@ _RISEN = 0.2  # share of the drop that counts as a rise
 _FEWEST_FLAT = 9  # places of the grid (a fourth of a point each) before the loss may fall
 _BANDWIDTHS = tuple(math.log(10.0) * decades for decades in (0.3, 0.5, 0.8, 1.2))
 _RESAMPLES = 200
-_NON_FINITE_IN_A_ROW = 5
+_NON_FINITE_IN_A_ROW = 10
+_RISEN_IN_A_ROW = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +84,8 @@ def blow_up(losses: Sequence[float]) -> int | None:
 
     It has where the last five losses all lie above the best five-point median so far by more than
     twice the drop and eight times the noise. So a negative or tiny loss needs no care, and a spike
-    decides nothing. Five losses in a row that are not finite are a blow-up too. Before any drop
-    there is nothing to compare with but the loss itself: a tenth of it must then be added.
+    decides nothing. Ten losses in a row that are not finite are a blow-up too. Before any drop there
+    is nothing to compare with but the loss itself: as much again must then be added.
 
     Args:
         losses: so far, in order; may hold nan and inf.
@@ -100,7 +101,7 @@ def blow_up(losses: Sequence[float]) -> int | None:
     if len(values) >= _NON_FINITE_IN_A_ROW and not finite[-_NON_FINITE_IN_A_ROW:].any():
         last = np.flatnonzero(finite)
         return int(last[-1]) + 1 if len(last) else 0
-    return _final_rise(values, _NON_FINITE_IN_A_ROW)
+    return _final_rise(values, _RISEN_IN_A_ROW)
 
 
 def _final_rise(values: _Array, num_points: int) -> int | None:
@@ -113,10 +114,10 @@ def _final_rise(values: _Array, num_points: int) -> int | None:
     drop = max(0.0, started - best)
     noise = noise_of(kept[: int(medians.argmin()) + 5])
     rise = max(2.0 * drop, 8.0 * noise)
-    if drop <= max(8.0 * noise, 1e-6 * abs(started)):
-        rise = max(rise, 0.1 * abs(started))
+    if drop <= max(8.0 * noise, 0.01 * abs(started)):
+        rise = max(rise, abs(started))
     above = ~(values <= best + rise)  # what is not finite counts as above
-    if not above[-num_points:].all():
+    if not (above[-num_points:].all() and np.isfinite(values[-num_points:]).any()):
         return None
     return int(np.flatnonzero(~above)[-1]) + 1 if (~above).any() else 0
 
@@ -460,7 +461,7 @@ def _gap_finding(points: _Points) -> tuple[Finding, ...]:
 def _too_few(points: _Points, lrs: Sequence[float]) -> Finding | None:
     if points.shortest >= _FEWEST_POINTS and len(np.unique(points.x)) >= _FEWEST_POINTS:
         return None
-    if points.end is not None and len(lrs) >= _FEWEST_POINTS:
+    if points.end is not None and points.shortest <= max(3, len(lrs) // 8):
         sentence = f"the loss blew up within the first {points.shortest} updates"
         advice = f"--start-lr {lrs[0] / 1000:.1g}"
         return Finding(name="diverged-at-once", sentence=sentence, advice=advice)

@@ -26,7 +26,7 @@ __all__ = ["Probe", "ProbePlan", "best_lr", "best_probe", "edge", "next_probe", 
 _Array = NDArray[np.float64]
 
 _TAIL = 0.35  # share of a probe whose losses are its level
-_EQUAL = 0.03  # share of the best drop within which two learning rates are as good
+_EQUAL = 0.02  # share of the best drop within which two learning rates are as good
 _FALLEN = 0.05  # share of the best drop that a probe must make to count as learning
 _GIVEN_UP = 0.5  # share of the best drop that a probe may lack before it is given up
 _EDGE_OCTAVES = 0.25
@@ -105,20 +105,29 @@ def _learns(probe: Probe, drop: float, plan: ProbePlan) -> bool:
     return level < plan.start - max(_FALLEN * drop, min(chance, 0.5 * drop))
 
 
-def _complete(probes: Sequence[Probe], repeat: int, plan: ProbePlan) -> list[Probe]:
-    return [p for p in probes if p.repeat == repeat and len(p.losses) >= plan.num_updates]
-
-
 def best_probe(probes: Sequence[Probe], repeat: int, plan: ProbePlan) -> Probe | None:
-    """The complete probe of a beginning with the lowest level; None where none learns.
+    """The complete probe of a beginning, at a whole octave, with the lowest level.
 
     Args:
         probes: so far.
         repeat: number of the beginning.
         plan: of the search.
+
+    Returns:
+        None where none learns.
     """
-    best = min(_complete(probes, repeat, plan), key=lambda p: _level(p.losses, plan), default=None)
+    complete = [
+        p
+        for p in probes
+        if p.repeat == repeat and _is_whole(p) and len(p.losses) >= plan.num_updates
+    ]
+    best = min(complete, key=lambda p: _level(p.losses, plan), default=None)
     return None if best is None or _level(best.losses, plan) >= plan.start else best
+
+
+def _is_whole(probe: Probe) -> bool:
+    """Whether it lies on the grid of factor 2 that the best one is looked for on."""
+    return probe.octave == round(probe.octave)
 
 
 def should_give_up(losses: Sequence[float], best: Probe | None, plan: ProbePlan) -> bool:
@@ -175,7 +184,7 @@ def next_probe(probes: Sequence[Probe], plan: ProbePlan) -> tuple[float, int] | 
 
 def _next_aroundbest_probe(probes: Sequence[Probe], plan: ProbePlan, repeat: int) -> float | None:
     """The next whole octave that is needed to enclose the best one."""
-    own = {p.octave: p for p in probes if p.repeat == repeat and p.octave == round(p.octave)}
+    own = {p.octave: p for p in probes if p.repeat == repeat and _is_whole(p)}
     first = best_probe(probes, 0, plan) if repeat else None
     begin = first.octave if first else _within(round(plan.guess), plan)
     if begin not in own:
@@ -254,7 +263,7 @@ def best_lr(probes: Sequence[Probe], plan: ProbePlan) -> Estimate:
     """The learning rate to train with: the middle of those that are as good as the best.
 
     Levels are averaged over beginnings; the best is where a parabola through the lowest level and
-    its neighbours is lowest; from there down to where the level is worse by 3 % of the best
+    its neighbours is lowest; from there down to where the level is worse by 2 % of the best
     drop, the learning rates are as good, and the geometric middle of them is taken: longer
     trainings like smaller ones. The interval is that of resampled updates and beginnings,
     widened by the error of short trainings against long ones (0.7 octaves, measured by
@@ -281,15 +290,15 @@ def best_lr(probes: Sequence[Probe], plan: ProbePlan) -> Estimate:
 
 
 def _table(probes: Sequence[Probe], plan: ProbePlan) -> tuple[_Array, _Array] | None:
-    """Whole octaves, and (octaves, repeats, updates) last losses of each probe at full length.
+    """Octaves, and (octaves, repeats, updates) last losses of each probe at full length.
 
     An octave that a later beginning did not try takes the first one's distance to the best.
     """
     bests = [best_probe(probes, repeat, plan) for repeat in range(plan.repeats)]
     if bests[0] is None:
         return None
-    whole = {(p.octave, p.repeat): p for p in probes if p.octave == round(p.octave)}
-    octaves = sorted({octave for octave, _ in whole})
+    tried = {(p.octave, p.repeat): p for p in probes}
+    octaves = sorted({octave for octave, _ in tried})
     window = _window(plan.num_updates)
     rows = []
     for octave in octaves:
@@ -297,8 +306,8 @@ def _table(probes: Sequence[Probe], plan: ProbePlan) -> tuple[_Array, _Array] | 
         for repeat, best in enumerate(bests):
             if best is None:
                 continue
-            probe = whole.get((octave, repeat))
-            source = probe or whole.get((octave, 0))
+            probe = tried.get((octave, repeat))
+            source = probe or tried.get((octave, 0))
             reference = best if probe else bests[0]
             columns.append(_full_tail(source, reference, best, plan, window))
         rows.append(columns)
@@ -344,7 +353,9 @@ def _vertex(octaves: _Array, levels: _Array, place: int) -> float:
     middle = float(octaves[place])
     if place in (0, len(octaves) - 1):
         return middle
+    left, right = middle - float(octaves[place - 1]), float(octaves[place + 1]) - middle
     below, above = (float(levels[place + step] - levels[place]) for step in (-1, 1))
-    if below + above <= 0.0:
+    curvature = left * above + right * below
+    if curvature <= 0.0:
         return middle
-    return middle + 0.5 * (below - above) / (below + above)
+    return middle + 0.5 * (right**2 * below - left**2 * above) / curvature

@@ -73,7 +73,7 @@ class LRRangeSettings:
     num_updates: int = 100
     spacing: Literal["log", "linear"] = "log"
     repeats: int = 1
-    probe_updates: int = 100
+    probe_updates: int = 64
 
     def __post_init__(self) -> None:
         require_choices(self)
@@ -132,7 +132,7 @@ def measure_lr_range(
             lr itself; the recipe's lr is 0.
 
     Cost:
-        About (80 + 450) updates with the default settings, and 1 or 2 copies of the model's and
+        About 80 + 400 updates with the default settings, and 1 or 2 copies of the model's and
         the optimizer's state.
 
     Collectives:

@@ -108,6 +108,8 @@ def _described(run: Run) -> dict[str, Any]:
     """The content of `latest.json`, of which every name stays inside of the run."""
     description = read_json(_latest(run))
     lengths = description.get("log_lengths")
+    if isinstance(lengths, dict):  # older checkpoints know of no events
+        description["log_lengths"] = lengths = {"events.jsonl": 0} | lengths
     is_name = re.fullmatch(r"update-\d+\.pt", str(description.get("file"))) is not None
     if not is_name or not isinstance(lengths, dict) or lengths.keys() != run.log_lengths().keys():
         rule = "must name a checkpoint file and the lengths of the logs"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ __all__ = [
     "data_fingerprint",
     "first_not_finite",
     "refuse_not_finite",
+    "refuse_other_data",
 ]
 
 
@@ -205,3 +206,19 @@ def first_not_finite(batch: Batch) -> int | None:
             if not bool(finite.all()):
                 return int(batch.indices[int((~finite).nonzero()[0, 0])])
     return None
+
+
+def refuse_other_data(fingerprints: Sequence[str]) -> None:
+    """Refuse ranks that hold different data, as an unseeded draw would make them.
+
+    Args:
+        fingerprints: of the training data of each rank.
+
+    Raises:
+        InputError: two differ.
+    """
+    for rank, other in enumerate(fingerprints):
+        if other != fingerprints[0]:
+            rule = "must be the same on every rank"
+            hint = "seed what is drawn when the task is made"
+            raise InputError("train", rule, f"others on rank {rank}", hint=hint)

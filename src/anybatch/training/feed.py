@@ -8,17 +8,18 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
+from anybatch.course import Course
 from anybatch.data.iterable import IterableSource
 from anybatch.data.order import epoch_order
 from anybatch.data.source import Batch, Source
 from anybatch.errors import InputError
 from anybatch.recipe import Recipe
-from anybatch.schedules import Clock, Constant, resolve_schedule
+from anybatch.schedules import Clock, Position
 from anybatch.training.checks import refuse_not_finite
-from anybatch.training.sampling import rank_share, update_size
+from anybatch.training.sampling import rank_share
 from anybatch.world import World
 
-__all__ = ["Feed", "Portion", "recipe_clock"]
+__all__ = ["Feed", "Portion"]
 
 
 class Portion(NamedTuple):
@@ -33,34 +34,6 @@ class Portion(NamedTuple):
     batch: Batch
     num_examples: int
     counted: bool
-
-
-def recipe_clock(recipe: Recipe, num_examples: int | None) -> Clock:
-    """Lengths of a recipe's run on data of this size.
-
-    Args:
-        recipe: of the run.
-        num_examples: of the training split; None for a stream of unknown length.
-
-    Raises:
-        InputError: a batch larger than the set, a "full" batch or a duration in epochs of a
-            stream, a duration in updates under a batch-size schedule.
-    """
-    batch_size = recipe.batch_size
-    if batch_size == "full":
-        if num_examples is None:
-            rule = "must be a number for a stream of unknown length"
-            raise InputError("batch_size", rule, "full", hint="or give num_examples")
-        batch_size = num_examples
-    if num_examples is not None and batch_size > num_examples:
-        rule = f"must be <= the {num_examples} training examples"
-        raise InputError("batch_size", rule, batch_size, hint='"full" takes them all')
-    scheduled = recipe.schedules.batch_size != Constant()
-    clock = Clock(num_examples, None if scheduled else batch_size)
-    total_examples = clock.examples(recipe.duration)
-    if total_examples == 0:
-        raise InputError("duration", "must hold at least one example", str(recipe.duration))
-    return Clock(num_examples, clock.batch_size, total_examples)
 
 
 @final
@@ -87,9 +60,7 @@ class Feed:
         self._source, self._clock, self._world = source, clock, world
         self._seed, self._augmentation = recipe.seed, recipe.augmentation
         self._ghost = recipe.ghost_batch_size or 1
-        full = clock.examples_per_epoch if recipe.batch_size == "full" else recipe.batch_size
-        self._batch_size = float(full or 1)
-        self._factor = resolve_schedule(recipe.schedules.batch_size, clock)
+        self._course = Course.of(recipe, clock)
         self.examples = self.epoch = self.offset = 0
         self.last_size = 0
         self._batches: Iterator[Batch] | None = None
@@ -101,12 +72,23 @@ class Feed:
     @property
     def total_examples(self) -> int:
         """Examples in the whole run."""
-        return self._clock.total_examples or 0
+        return self._course.total_examples
 
     @property
     def progress(self) -> float:
         """Examples seen / examples of the whole run."""
         return self.examples / self.total_examples
+
+    def position(self, num_examples: int | None = None) -> Position:
+        """Where the next update stands in the run.
+
+        Args:
+            num_examples: of its global batch; None: as the recipe has it.
+        """
+        size = (
+            self._course.size(self.examples, self.offset) if num_examples is None else num_examples
+        )
+        return self._course.position(self.examples, size)
 
     @property
     def epochs(self) -> float:
@@ -129,7 +111,7 @@ class Feed:
         if self.examples >= self.total_examples:
             rule = "must last for another update"
             raise InputError("duration", rule, f"{self.total_examples} examples, all seen")
-        size = self._size(self.examples, self.offset)
+        size = self._course.size(self.examples, self.offset)
         if self._batches is None:
             self._batches = self._open()
         batch = next(self._batches, None)
@@ -163,11 +145,6 @@ class Feed:
     def _start_epoch(self, offset: int = 0) -> None:
         self.epoch, self.offset, self._batches = self.epoch + 1, offset, None
 
-    def _size(self, examples: int, offset: int) -> int:
-        batch_size = self._batch_size * self._factor(examples / self.total_examples)
-        left = self.total_examples - examples
-        return update_size(batch_size, offset, self._clock.examples_per_epoch, left)
-
     def _share(self, num_examples: int) -> tuple[int, int]:
         world = self._world
         return rank_share(num_examples, rank=world.rank, world_size=world.size, ghost=self._ghost)
@@ -185,7 +162,7 @@ class Feed:
         examples, offset, length = self.examples, self.offset, self._clock.examples_per_epoch
         order = None if length is None else self._order()
         while examples < self.total_examples and (length is None or offset < length):
-            size = self._size(examples, offset)
+            size = self._course.size(examples, offset)
             start, stop = self._share(size)
             stop = max(stop, start + 1)  # a placeholder where the share is empty
             if order is None:

@@ -5,23 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, final
 
-from anybatch.errors import InputError
+from anybatch.course import check_momentum
+from anybatch.optim.momentum import read_momentum, write_momentum
 from anybatch.recipe import Schedules
-from anybatch.schedules import Clock, Constant, OneCycle, Schedule, Warmup, resolve_schedule
+from anybatch.schedules import Clock, Constant, Position, resolve_schedule, value_at
 from anybatch.training.build import Optimizer
 
 __all__ = ["Hyperparameters"]
-
-
-def _read_momentum(group: dict[str, Any]) -> float:
-    return float(group["betas"][0] if "betas" in group else group.get("momentum", 0.0))
-
-
-def _write_momentum(group: dict[str, Any], value: float) -> None:
-    if "betas" in group:
-        group["betas"] = (value, group["betas"][1])
-    else:
-        group["momentum"] = value
 
 
 @final
@@ -51,29 +41,24 @@ class Hyperparameters:
         self._momentum = resolve_schedule(schedules.momentum, clock)
         self._weight_decay = resolve_schedule(schedules.weight_decay, clock)
         self._lrs = [float(group["lr"]) for group in groups]
-        self._momenta = [_read_momentum(group) for group in groups]
+        self._momenta = [read_momentum(group) for group in groups]
         self._decays = [float(group.get("weight_decay", 0.0)) for group in groups]
         self.lr_factor = 1.0
         self._written_factor = 1.0  # spares a constant lr the writing
-        if _varies(self._momentum) and max(self._momenta) == 0.0:
-            rule = "must be constant while the optimizer's momentum is 0"
-            raise InputError("schedules.momentum", rule, schedules.momentum.name)
-        highest = max(self._momenta, default=0.0) * _highest(self._momentum)
-        if highest >= 1.0:
-            raise InputError("schedules.momentum", "must keep momentum below 1", f"{highest:.6g}")
+        check_momentum(max(self._momenta, default=0.0), self._momentum)
 
-    def apply(self, progress: float) -> None:
-        """Write the values of `progress` (examples seen before the update / of the run)."""
+    def apply(self, position: Position) -> None:
+        """Write the values of the update at this position, each on its schedule's grid."""
         groups = self._optimizer.param_groups
         if self._lr != Constant() or self.lr_factor != self._written_factor:
-            factor = self._lr(progress) * self.lr_factor
+            factor = value_at(self._lr, position) * self.lr_factor
             for group, lr in zip(groups, self._lrs, strict=True):
                 group["lr"] = lr * factor
             self._written_factor = self.lr_factor
         if self._momentum != Constant():
-            self._apply(self._momentum(progress), self._momenta, _write_momentum)
+            self._apply(value_at(self._momentum, position), self._momenta, write_momentum)
         if self._weight_decay != Constant():
-            factor = self._weight_decay(progress)
+            factor = value_at(self._weight_decay, position)
             for group, decay in zip(groups, self._decays, strict=True):
                 group["weight_decay"] = decay * factor
 
@@ -83,28 +68,19 @@ class Hyperparameters:
         for group, setting in zip(self._optimizer.param_groups, settings, strict=True):
             write(group, setting * factor)
 
+    def state_dict(self) -> dict[str, float]:
+        """`lr_factor`, and the one that the optimizer's groups show so far."""
+        return {"lr_factor": self.lr_factor, "written_factor": self._written_factor}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Put back what `state_dict` returned; the optimizer's own state is loaded elsewhere."""
+        self.lr_factor, self._written_factor = state["lr_factor"], state["written_factor"]
+
     def current(self) -> dict[str, float]:
         """lr, momentum and weight decay of the first group, as they stand."""
         group = self._optimizer.param_groups[0]
         return {
             "lr": float(group["lr"]),
-            "momentum": _read_momentum(group),
+            "momentum": read_momentum(group),
             "weight_decay": float(group.get("weight_decay", 0.0)),
         }
-
-
-def _varies(schedule: Schedule) -> bool:
-    return not isinstance(schedule, Constant)
-
-
-def _highest(schedule: Schedule) -> float:
-    """The largest factor; between the levels that it is written with, a schedule is monotone."""
-    match schedule:
-        case Constant():
-            return schedule.value
-        case Warmup():
-            return max(schedule.start, _highest(schedule.into))
-        case OneCycle():
-            return max(schedule.start, schedule.peak, schedule.end)
-        case _:
-            return max(schedule.start, schedule.end)

@@ -170,7 +170,9 @@ def create_run(training: Training, out: Path) -> Run:
     """
     _checkpoint_interval(training)  # nothing is written if it cannot be told
     if training.world.is_first:
-        run = Run.create(out, training.recipe, training.task.reference)
+        judge = training.task.judge
+        metric = {"name": judge.name, "direction": judge.direction}  # which way is better
+        run = Run.create(out, training.recipe, training.task.reference | {"metric": metric})
         run.add_environment(describe_environment(training.world))
     path = training.world.from_first(out)
     return Run(path)

@@ -14,26 +14,7 @@ from typing import Any
 from anybatch.data.items import map_tensors
 from anybatch.data.source import Batch
 
-__all__ = ["micro_batches", "rank_share", "update_size"]
-
-
-def update_size(
-    batch_size: float, position: int, examples_per_epoch: int | None, examples_left: int
-) -> int:
-    """Examples of the update that begins at `position`: the batch size, or what is left.
-
-    Args:
-        batch_size: scheduled global batch size; rounded, at least 1.
-        position: examples of the epoch seen before.
-        examples_per_epoch: None for a stream of unknown length.
-        examples_left: of the whole run.
-
-    Example:
-        >>> [update_size(32, position, 100, 1000) for position in (0, 64, 96)]
-        [32, 32, 4]
-    """
-    size = min(max(1, round(batch_size)), examples_left)
-    return size if examples_per_epoch is None else min(size, examples_per_epoch - position)
+__all__ = ["micro_batches", "rank_share"]
 
 
 def rank_share(num_examples: int, *, rank: int, world_size: int, ghost: int = 1) -> tuple[int, int]:

@@ -3,7 +3,7 @@
     gradient(portion): for each micro-batch: forward, per-example losses, backward with the weights
         1/B (mean) or 1 (sum) of the global batch B; summed over ranks on the way;
         then the recipe's transforms of the gradient, in order
-    update(progress): lr, momentum and decay of this progress; optimizer; one step of BatchNorm's
+    update(position): lr, momentum and decay of this position; optimizer; one step of BatchNorm's
         running statistics; averaged weights
 
 Weighting every example by the global count makes accumulation, ranks and a short last batch exact:
@@ -24,7 +24,7 @@ from anybatch.data.source import Batch
 from anybatch.errors import InputError
 from anybatch.objectives import LossFunction
 from anybatch.recipe import Recipe
-from anybatch.schedules import Clock
+from anybatch.schedules import Clock, Position
 from anybatch.task import Task
 from anybatch.training.build import build_gradient_transform, build_model, build_optimizer
 from anybatch.training.checks import call_model, check_division, check_model
@@ -188,16 +188,16 @@ class Step:
             self._weights[key] = torch.full_like(losses.detach(), weight)
         return self._weights[key]
 
-    def update(self, progress: float) -> None:
+    def update(self, position: Position) -> None:
         """Take the step that `.grad` asks for.
 
         Args:
-            progress: examples seen before it / examples of the run; sets scheduled values.
+            position: of the update in the run; sets scheduled values.
 
         Collectives:
             BatchNorm's statistics, where there are any; every rank must call.
         """
-        self.hyperparameters.apply(progress)
+        self.hyperparameters.apply(position)
         self.optimizer.step()
         self._normalization.take_step(self._world)
         self.updates += 1

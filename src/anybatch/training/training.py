@@ -3,7 +3,7 @@
 while there is no outcome:
 steps (see `step`) until a record, an evaluation or a wish to stop is due
 the losses since the last record are reduced over ranks; not finite: diverged
-evaluation, when due: target reached? patience at its end? duration over?
+evaluation, when due: target reached? patience at its end? duration over? lr to be reduced?
 the test split, once
 """
 
@@ -19,17 +19,17 @@ from typing import Any, Self, final
 
 import torch
 
-from anybatch.controllers import Patience
+from anybatch.course import recipe_clock
 from anybatch.data.source import Batch, Source
 from anybatch.errors import InputError
 from anybatch.recipe import Recipe
 from anybatch.records import EvalRecord, Record, StepRecord
-from anybatch.schedules import Clock
 from anybatch.task import SplitName, Task
 from anybatch.training.build import Optimizer
-from anybatch.training.checks import data_fingerprint, refuse_not_finite
+from anybatch.training.checks import data_fingerprint, refuse_not_finite, refuse_other_data
 from anybatch.training.evaluation import evaluate
-from anybatch.training.feed import Feed, Portion, recipe_clock
+from anybatch.training.feed import Feed, Portion
+from anybatch.training.judge import Judge, divergence
 from anybatch.training.outcome import Outcome, StopRequest, TargetWatch
 from anybatch.training.precision import cast
 from anybatch.training.snapshot import (
@@ -63,7 +63,7 @@ class Training:
         clock: lengths of the run.
         feed: the training examples and the position among them.
         seconds: of training so far, evaluation left out.
-        target: the watch over the target, or None.
+        judge: what follows from evaluations.
         outcome: why the training has ended; None while it has not.
 
     Raises:
@@ -98,12 +98,15 @@ class Training:
         self._sources: dict[SplitName, Source] = {}
         self.clock = clock = recipe_clock(recipe, task.source("train").num_examples)
         self.one_step = Step(task, recipe, clock, self.world, self._sample())
-        self._check_same_data()
+        if self.world.size > 1:
+            refuse_other_data(self.world.all_values(self.data_fingerprint))
         self.feed = Feed(self._source("train"), recipe, clock, self.world)
         self.seconds = 0.0
         self._window = LossWindow(self.world.device)
         self._window_seconds = 0.0
-        self._watch(clock)
+        self.judge = Judge(recipe, task.judge, clock)
+        if not task.has(recipe.stopping.target_on):
+            raise InputError("stopping.target_on", "must be a split of the task", "test")
         self._stop = StopRequest(self.world)
         self.outcome: Outcome | None = None
         self._unsaid: list[Record] = []  # records of a round that a loop has not taken yet
@@ -115,40 +118,7 @@ class Training:
         """What tells the training data from other data, as text; see `checks.data_fingerprint`."""
         return str(data_fingerprint(self._source("train")))
 
-    def _check_same_data(self) -> None:
-        """Refuse ranks that hold different data, as an unseeded draw would make them."""
-        if self.world.size == 1:
-            return
-        fingerprints = self.world.all_values(self.data_fingerprint)
-        for rank, other in enumerate(fingerprints):
-            if other != fingerprints[0]:
-                rule = "must be the same on every rank"
-                hint = "seed what is drawn when the task is made"
-                raise InputError("train", rule, f"others on rank {rank}", hint=hint)
-
     # --- construction ------------------------------------------------------------------------
-
-    def _watch(self, clock: Clock) -> None:
-        """Target and patience, and how often they are looked at."""
-        stopping, judge = self.recipe.stopping, self.task.judge
-        try:
-            self._evaluations = clock.interval(stopping.evaluate_every)
-        except InputError as error:
-            raise error.renamed("stopping.evaluate_every") from None
-        self.target = TargetWatch(stopping.target, judge) if stopping.target else None
-        if not self.task.has(stopping.target_on):
-            raise InputError("stopping.target_on", "must be a split of the task", "test")
-        self._patience = self._new_patience()
-
-    def _new_patience(self) -> Patience | None:
-        stopping = self.recipe.stopping
-        if stopping.patience is None:
-            return None
-        return Patience(
-            evaluations=stopping.patience,
-            direction=self.task.judge.direction,
-            min_delta=stopping.min_delta,
-        )
 
     def _source(self, split: SplitName) -> Source:
         """A split on this rank's device."""
@@ -181,7 +151,7 @@ class Training:
         Args:
             num_examples: of the global batch whose gradient it is.
         """
-        self.one_step.update(self.feed.progress)
+        self.one_step.update(self.feed.position(num_examples))
         position = (self.feed.epoch, self.feed.offset)
         self._window.append(self.one_step.losses, num_examples, position)
         self.feed.advance(num_examples)
@@ -206,6 +176,11 @@ class Training:
     def updates(self) -> int:
         """Updates taken so far."""
         return self.one_step.updates
+
+    @property
+    def target(self) -> TargetWatch | None:
+        """The watch over the target, or None."""
+        return self.judge.target
 
     @property
     def kept_model(self) -> torch.nn.Module:
@@ -272,36 +247,24 @@ class Training:
     @property
     def _evaluations_due(self) -> int:
         """Evaluations that the position asks for since the beginning."""
-        return self._evaluations.times(updates=self.updates, examples=self.feed.examples)
+        return self.judge.every.times(updates=self.updates, examples=self.feed.examples)
 
-    def _judge(self) -> list[EvalRecord]:
-        """Evaluate and look whether that ends the training."""
-        stopping = self.recipe.stopping
+    def _judge(self) -> list[Record]:
+        """Evaluate, and look whether that ends the training or changes its lr."""
         record = judged = self.evaluate("validation")
-        records = [record]
+        records: list[Record] = [record]
         if not math.isfinite(record.loss):  # the last update went astray
-            self.outcome = self._outcome_of_divergence("validation", self.updates)
+            self.outcome = self._divergence("validation", self.updates)
             return records
-        if self.target is not None and stopping.target_on == "test":
+        if self.target is not None and self.recipe.stopping.target_on == "test":
             judged = self.evaluate("test")
             records.append(judged)
             self._test_read_at = self.updates
-        if self.target is not None and self.target.is_reached(judged):
-            reason = f"target {self.target} reached on {judged.split} at update {self.updates}"
-            self.outcome = Outcome(name="finished", reason=reason)
-        elif self._patience is not None and self._patience.observe(record):
-            reason = f"no improvement in {stopping.patience} evaluations"
-            self.outcome = self._outcome_at_end(reason, judged)
-        elif self.feed.examples >= self.feed.total_examples:
-            self.outcome = self._outcome_at_end("the whole duration was trained", judged)
+        at_end = self.feed.examples >= self.feed.total_examples
+        self.outcome = self.judge.outcome(record, judged, at_end=at_end)
+        if self.outcome is None:
+            records += self.judge.control(record, self.one_step.hyperparameters)
         return records
-
-    def _outcome_at_end(self, reason: str, judged: EvalRecord) -> Outcome:
-        if self.target is None:
-            return Outcome(name="finished", reason=reason)
-        value = self.target.measured(judged)
-        by = f"by {abs(value - self.target.value):.4g} ({judged.split} {value:.6g})"
-        return Outcome(name="target-missed", reason=f"{self.target} missed {by}; {reason}")
 
     def _step_record(self) -> StepRecord:
         seconds, self._window_seconds = self._window_seconds, 0.0
@@ -310,7 +273,7 @@ class Training:
         if bad is not None:
             self.feed.refuse_bad_data(*bad.position, bad.num_examples)
             update = self.updates - updates + bad.number
-            self.outcome = self._outcome_of_divergence("training", update)
+            self.outcome = self._divergence("training", update)
         norm = self.one_step.gradient_norm
         return StepRecord(
             update=self.updates,
@@ -324,13 +287,8 @@ class Training:
             examples_per_second=count / max(seconds, 1e-9),
         )
 
-    def _outcome_of_divergence(self, kind: str, update: int) -> Outcome:
-        lr = self.one_step.hyperparameters.current()["lr"]
-        reason = (
-            f"the {kind} loss is not finite at update {update}; try a third of the lr "
-            f"(--set optimizer.lr={lr / 3:.2g}), a warm-up, or clip-global-norm"
-        )
-        return Outcome(name="diverged", reason=reason)
+    def _divergence(self, kind: str, update: int) -> Outcome:
+        return divergence(kind, update, self.one_step.hyperparameters.current()["lr"])
 
     def evaluate(self, split: SplitName) -> EvalRecord:
         """Loss and metric of a split with the averaged weights, where there are any.
@@ -378,7 +336,7 @@ class Training:
     def extend(self) -> None:
         """Forget the end, as the duration has been lengthened: patience begins anew."""
         self.outcome = None
-        self._patience = self._new_patience()
+        self.judge.extend()
 
     # --- state -------------------------------------------------------------------------------
 
@@ -394,8 +352,8 @@ class Training:
             "feed": self.feed.state_dict(),
             "seconds": self.seconds,
             "window_seconds": self._window_seconds,
-            "target": None if self.target is None else self.target.state_dict(),
-            "patience": None if self._patience is None else self._patience.state_dict(),
+            "hyperparameters": self.one_step.hyperparameters.state_dict(),
+            **self.judge.state_dict(),
             "outcome": None if self.outcome is None else dataclasses.asdict(self.outcome),
             "ranks": self.world.all_values(own),
         }
@@ -405,10 +363,9 @@ class Training:
         self.one_step.load_state_dict(state["step"])
         self.feed.load_state_dict(state["feed"])
         self.seconds, self._window_seconds = state["seconds"], state["window_seconds"]
-        if self.target is not None and state["target"] is not None:
-            self.target.load_state_dict(state["target"])
-        if self._patience is not None and state["patience"] is not None:
-            self._patience.load_state_dict(state["patience"])
+        if "hyperparameters" in state:  # not in checkpoints of older versions
+            self.one_step.hyperparameters.load_state_dict(state["hyperparameters"])
+        self.judge.load_state_dict(state)
         outcome = state["outcome"]
         resumable = outcome is None or outcome["name"] == "interrupted"
         self.outcome = None if resumable else Outcome(**outcome)
