@@ -1,5 +1,6 @@
 # Each target makes .venv and installs what it needs by itself.
-#   make demo    train handwritten digits (shipped with the package) and say how it went
+#   make demo    measure the lr range of handwritten digits (shipped with the package), train
+#                with what it suggests, and write one page about both
 #   make test    all tests, doctests included
 #   make lint    ruff, mypy, import-linter
 #   make bench   slow proofs and side-by-side figures, resumable: make bench FOR=150m
@@ -19,7 +20,9 @@ DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 .PHONY: demo test lint bench gpu-check clean
 
 demo: $(VENV)/.installed
-	$(BIN)/anybatch train digits --out $(DEMO)
+	$(BIN)/anybatch lr-range digits --out $(DEMO)/lr-range
+	$(BIN)/anybatch train digits --recipe $(DEMO)/lr-range/suggested_recipe.json --out $(DEMO)/train
+	$(BIN)/anybatch report $(DEMO)/lr-range $(DEMO)/train --out $(DEMO)/report.html
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --doctest-modules src tests

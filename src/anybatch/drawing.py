@@ -1,4 +1,4 @@
-"""Drawing: curves, an lr-range picture and estimates on a matplotlib Axes, from plain values.
+"""Drawing: curves and estimates on a matplotlib Axes, from plain values.
 
 Nothing is imported for it but matplotlib, and that only to make an Axes where none is given.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import html
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -26,11 +25,10 @@ __all__ = [
     "axes_or_new",
     "draw_estimates",
     "draw_lines",
-    "draw_lr_probes",
-    "draw_lr_range",
     "finish_axes",
     "html_table",
     "is_wide",
+    "mark_outside",
     "robust_limits",
 ]
 
@@ -39,7 +37,6 @@ TEXT, MUTED, GRID = "#20262e", "#66707c", "#d8dde3"
 REGIONS = {"too small": "#9aa5b1", "learns": "#2f9d5b", "too large": "#d1493b"}
 """Colours of the regions of an lr-range picture, by what the region is called."""
 
-_PROBE = 1.0  # value of the column "stage" in a probe of a constant lr
 _RATIO_FOR_LOG = 20.0
 _FLATTENED = 5.0
 _ROOM_ABOVE = 1.5
@@ -169,19 +166,27 @@ def draw_lines(
             markersize=3.5,
             label=line.label or None,
         )
-        clipped += _mark_outside(ax, line.x, line.y, limits, colour)
+        clipped += mark_outside(ax, line.x, line.y, limits, colour)
     finish_axes(ax, x_label, y_label)
     return clipped
 
 
-def _mark_outside(
+def mark_outside(
     ax: Axes,
     x: Sequence[float],
     y: Sequence[float],
     limits: tuple[float, float] | None,
     colour: str,
 ) -> int:
-    """Crosses where there is no number, triangles where one is above; returns how many above."""
+    """Crosses where there is no number, triangles where one is above; returns how many above.
+
+    Args:
+        ax: to draw on.
+        x: one value a point.
+        y: one value a point.
+        limits: of the y axis.
+        colour: of the marks.
+    """
     gaps = [a for a, b in zip(x, y, strict=True) if not math.isfinite(b)]
     top = limits[1] if limits else math.inf
     above = [a for a, b in zip(x, y, strict=True) if math.isfinite(b) and b > top]
@@ -196,125 +201,6 @@ def _mark_outside(
                 transform=ax.get_xaxis_transform(),
             )
     return len(above)
-
-
-def draw_lr_range(
-    ax: Axes,
-    samples: Mapping[str, Sequence[float]],
-    fitted: Mapping[str, Sequence[float]],
-    spans: Mapping[str, Span],
-) -> int:
-    """Draw the ramps of an lr-range measurement: losses, fitted curve, regions, suggested lr.
-
-    Args:
-        ax: to draw on.
-        samples: the measurement's columns.
-        fitted: columns "lr" and "loss" of the curve, or nothing.
-        spans: its estimates by name.
-
-    Returns:
-        How many losses lie above the frame.
-    """
-    ramps = _ramp_rows(samples)
-    lrs, losses = [lr for lr, _ in ramps], [loss for _, loss in ramps]
-    known = [lr for lr in lrs if lr > 0.0]
-    _log_lr_axis(ax, known)
-    start = [loss for _, loss in sorted(ramps)[: max(1, len(ramps) // 10)] if math.isfinite(loss)]
-    limits = robust_limits(losses, reference=statistics.median(start) if start else None)
-    if limits is not None:
-        ax.set_ylim(limits)
-    ax.plot(lrs, [v if math.isfinite(v) else math.nan for v in losses], "o", color=MUTED,
-            alpha=0.5, markersize=2.6, markeredgewidth=0)  # fmt: skip
-    clipped = _mark_outside(ax, lrs, losses, limits, REGIONS["too large"])
-    if fitted.get("lr"):
-        ax.plot(fitted["lr"], fitted["loss"], color=COLOURS[0], linewidth=2.0)
-    if known:
-        _shade_regions(ax, spans, min(known), max(known))
-    _mark_suggestions(ax, spans)
-    finish_axes(ax, "learning rate", "training loss")
-    return clipped
-
-
-def draw_lr_probes(ax: Axes, samples: Mapping[str, Sequence[float]]) -> int:
-    """Draw the last loss of each probe of a constant lr; returns how many probes there are."""
-    last: dict[tuple[float, float], tuple[float, float]] = {}
-    rows = zip(
-        *(samples[name] for name in ("stage", "repeat", "series", "lr", "loss")), strict=True
-    )
-    for stage, repeat, series, lr, loss in rows:
-        if stage == _PROBE:
-            last[repeat, series] = (lr, loss)
-    lrs, losses = [lr for lr, _ in last.values()], [loss for _, loss in last.values()]
-    _log_lr_axis(ax, [lr for lr in lrs if lr > 0.0])
-    limits = robust_limits(losses)
-    if limits is not None:
-        ax.set_ylim(limits)
-    ax.plot(lrs, [v if math.isfinite(v) else math.nan for v in losses], "D", color=COLOURS[0],
-            markersize=4)  # fmt: skip
-    _mark_outside(ax, lrs, losses, limits, REGIONS["too large"])
-    finish_axes(ax, "learning rate", "probe loss")
-    return len(last)
-
-
-def _ramp_rows(samples: Mapping[str, Sequence[float]]) -> list[tuple[float, float]]:
-    """(lr, loss) of every update that is not a probe's."""
-    rows = zip(samples["stage"], samples["lr"], samples["loss"], strict=True)
-    return [(lr, loss) for stage, lr, loss in rows if stage != _PROBE]
-
-
-def _log_lr_axis(ax: Axes, known: Sequence[float]) -> None:
-    """A log axis a little wider than the lr; one lr alone stands in the middle of a decade."""
-    if not known:
-        return
-    ax.set_xscale("log")
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.xaxis.set_minor_formatter("")
-    wide = (max(known) / min(known)) ** 0.03 if max(known) > min(known) else math.sqrt(10.0)
-    ax.set_xlim(min(known) / wide, max(known) * wide)
-
-
-def _shade_regions(ax: Axes, spans: Mapping[str, Span], first: float, last: float) -> None:
-    """What the learning rates do, as far as the estimates tell."""
-    nothing = Span(None)
-    starts = spans.get("learning_starts", nothing).value
-    edge = spans.get("edge", nothing).value
-    ends = {
-        "too small": (first, starts),
-        "learns": (starts, edge or last),
-        "too large": (edge, last),
-    }
-    for name, (low, high) in ends.items():
-        if low is None or high is None or not low < high:
-            continue
-        ax.axvspan(low, high, color=REGIONS[name], alpha=0.10, linewidth=0)
-        if math.log(high / low) > 0.12 * math.log(last / first):
-            ax.text(math.sqrt(low * high), 1.015, name, ha="center", va="bottom", color=MUTED,
-                    transform=ax.get_xaxis_transform())  # fmt: skip
-
-
-def _mark_suggestions(ax: Axes, spans: Mapping[str, Span]) -> None:
-    """Lines with their intervals as bands, each labelled at a height of its own."""
-    colours = {"base_lr": COLOURS[3], "max_lr": COLOURS[2], "edge": REGIONS["too large"]}
-    low, high = ax.get_xlim()
-    for height, (name, colour) in zip((0.94, 0.86, 0.78), colours.items(), strict=True):
-        span = spans.get(name, Span(None))
-        if span.value is None or not span.value > 0.0:
-            continue
-        ax.axvline(span.value, color=colour, linewidth=1.4, linestyle=(0, (4, 2)))
-        if math.isfinite(span.low) or math.isfinite(span.high):
-            ends = max(span.low, low), min(span.high, high)
-            ax.axvspan(*ends, color=colour, alpha=0.15, linewidth=0)
-        right = ax.get_xscale() == "log" and span.value > math.sqrt(low * high)
-        ax.annotate(
-            f"{name} {span.value:.2g}",
-            (span.value, height),
-            xycoords=ax.get_xaxis_transform(),
-            xytext=(-4 if right else 4, 0),
-            textcoords="offset points",
-            ha="right" if right else "left",
-            va="center",
-            color=colour,
-        )
 
 
 def draw_estimates(ax: Axes, spans: Mapping[str, Span]) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from anybatch.drawing import Span, axes_or_new, draw_estimates, draw_lr_range, html_table
+from anybatch.drawing import Span, axes_or_new, draw_estimates, html_table
 from anybatch.errors import InputError
+from anybatch.lr_range_drawing import draw_lr_range
 from anybatch.records import plain
 
 if TYPE_CHECKING:

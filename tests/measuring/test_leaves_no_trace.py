@@ -155,7 +155,7 @@ def test_what_is_left_behind_would_be_seen() -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("at", [5, 45])  # inside of the ramp; inside of a short training
+@pytest.mark.parametrize("at", [5, 35])  # inside of the ramp; inside of a short training
 def test_also_after_an_exception_inside(
     error: type[BaseException], at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,11 +169,12 @@ def test_also_after_an_exception_inside(
         return update(self, lr, with_metric=with_metric)
 
     def interrupted(training: Training) -> None:
-        with monkeypatch.context() as patch, pytest.raises(error, match="in the middle"):
+        with monkeypatch.context() as patch:
             patch.setattr(TrainingLoop, "update", breaks)
-            measure_lr_range(training, settings=SETTINGS)
+            with pytest.raises(error, match="in the middle"):
+                measure_lr_range(training, settings=SETTINGS)
 
-    recipe = RECIPES["adamw"]
+    recipe = RECIPES["sgd"]
     assert same(measured_between(recipe, nothing), measured_between(recipe, interrupted))
     assert calls[0] == at
 

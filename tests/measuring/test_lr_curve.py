@@ -21,7 +21,7 @@ def sigmoid_drop(centre: float, *, width: float = 0.5, edge: float = 0.5) -> Arr
     """From 2.3 to 0.3, steepest in log lr at `centre`, rising steeply past `edge`."""
     x = np.log10(LRS / centre) / width
     rise = np.clip(LRS / edge, 0, 50) ** 8
-    return 0.3 + 2.0 / (1.0 + np.exp(2.0 * x)) + np.where(LRS > edge / 3, rise, 0.0)
+    return 0.3 + 2.0 / (1.0 + np.exp(2.0 * x)) + np.where(edge / 3 < LRS, rise, 0.0)
 
 
 def noisy(curve: Array, sigma: float, seed: int) -> list[float]:

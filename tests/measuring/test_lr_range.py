@@ -239,7 +239,7 @@ def test_what_a_step_may_return(form: str) -> None:
     def step() -> Any:
         loss = loop.step()
         return {
-            "float": float(loss),
+            "float": float(loss.detach()),
             "tensor": loss,
             "pair": (loss, 0.25),
             "mapping": {"loss": loss, "metric": torch.tensor(0.25), "other": None},
@@ -365,7 +365,9 @@ def test_bad_data_are_told_with_the_example() -> None:
             return rows[index]
 
     task = Task(build_model=lambda: nn.Linear(5, 2), train=Rows(), validation=(inputs, labels))
-    measured = measure_lr_range(task, recipe(), settings=replace(QUICK, num_updates=100))
+    measured = measure_lr_range(
+        task, recipe(batch_size=32), settings=replace(QUICK, num_updates=100)
+    )
     bad = [finding for finding in measured.findings if finding.name == "non-finite-data"]
     assert len(bad) == 1
     assert "37" in bad[0].sentence
@@ -386,9 +388,7 @@ def test_random_labels_on_tiny_noise_are_not_learned() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x @ self.w.T
 
-    measured = measure_lr_range(
-        classification(Constant, inputs, labels), recipe(), settings=QUICK
-    )
+    measured = measure_lr_range(classification(Constant, inputs, labels), recipe(), settings=QUICK)
     assert names(measured)[0] in ("never-learned", "loss-ignores-weights")
     assert measured.estimates["max_lr"].value is None
 

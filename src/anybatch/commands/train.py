@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
+
 def train(options: Train) -> int:
     """Carry out `anybatch train` and return its exit code.
 

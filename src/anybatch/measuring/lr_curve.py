@@ -84,8 +84,8 @@ def blow_up(losses: Sequence[float]) -> int | None:
 
     It has where the last five losses all lie above the best five-point median so far by more than
     twice the drop and eight times the noise. So a negative or tiny loss needs no care, and a spike
-    decides nothing. Ten losses in a row that are not finite are a blow-up too. Before any drop there
-    is nothing to compare with but the loss itself: as much again must then be added.
+    decides nothing. Ten losses in a row that are not finite are a blow-up too. Before any drop
+    there is nothing to compare with but the loss itself: as much again must then be added.
 
     Args:
         losses: so far, in order; may hold nan and inf.
@@ -101,11 +101,14 @@ def blow_up(losses: Sequence[float]) -> int | None:
     if len(values) >= _NON_FINITE_IN_A_ROW and not finite[-_NON_FINITE_IN_A_ROW:].any():
         last = np.flatnonzero(finite)
         return int(last[-1]) + 1 if len(last) else 0
-    return _final_rise(values, _RISEN_IN_A_ROW)
+    return _final_rise(values, _RISEN_IN_A_ROW, negligible=0.01)
 
 
-def _final_rise(values: _Array, num_points: int) -> int | None:
-    """Where the losses have risen above the limit of `blow_up`, if the last few all have."""
+def _final_rise(values: _Array, num_points: int, *, negligible: float = 0.0) -> int | None:
+    """Where the losses have risen above the limit of `blow_up`, if the last few all have.
+
+    A drop of less than `negligible` of the first loss is none yet.
+    """
     kept = values[np.isfinite(values)]
     if len(kept) < 8:
         return None
@@ -114,7 +117,7 @@ def _final_rise(values: _Array, num_points: int) -> int | None:
     drop = max(0.0, started - best)
     noise = noise_of(kept[: int(medians.argmin()) + 5])
     rise = max(2.0 * drop, 8.0 * noise)
-    if drop <= max(8.0 * noise, 0.01 * abs(started)):
+    if drop <= max(8.0 * noise, negligible * abs(started)):
         rise = max(rise, abs(started))
     above = ~(values <= best + rise)  # what is not finite counts as above
     if not (above[-num_points:].all() and np.isfinite(values[-num_points:]).any()):
@@ -227,8 +230,10 @@ def _clipped(values: _Array, num_before: int) -> _Array:
 
 def _last_blow_up(values: _Array) -> int | None:
     """Where the loss blows up for good: a rise from which it comes back is none."""
-    end = blow_up(values.tolist())
-    return _final_rise(values, 1) if end is None and len(values) else end
+    finite = np.flatnonzero(np.isfinite(values))
+    stop = int(finite[-1]) + 1 if len(finite) else 0
+    rise = _final_rise(values[:stop], 1) if stop else None
+    return stop if rise is None and stop < len(values) else rise
 
 
 @dataclass(frozen=True)
@@ -410,15 +415,15 @@ def _estimate(centre: float, drawn: Sequence[float], points: _Points) -> Estimat
     width = float(np.median(gaps)) if len(gaps) else 0.0
     low, high = np.quantile(drawn, [0.025, 0.975])
     low, high = min(float(low), centre - width), max(float(high), centre + width)
-    return Estimate(value=math.exp(centre), low=math.exp(low), high=math.exp(high), unit="lr")
+    return Estimate(value=math.exp(centre), low=math.exp(low), high=math.exp(high))
 
 
 def _at_most(lr: float, reason: str) -> Estimate:
-    return Estimate(value=None, low=0.0, high=lr, unit="lr", reason=reason)
+    return Estimate(value=None, low=0.0, high=lr, reason=reason)
 
 
 def _at_least(lr: float, reason: str) -> Estimate:
-    return Estimate(value=None, low=lr, high=math.inf, unit="lr", reason=reason)
+    return Estimate(value=None, low=lr, high=math.inf, reason=reason)
 
 
 def _open_end(
@@ -428,7 +433,7 @@ def _open_end(
     last = math.exp(float(fit.grid[-1]))
     if points.end is not None:  # it blew up too fast for the fit to rise
         end = math.exp(points.end)
-        return {"edge": Estimate(value=end, low=end / 2, high=end * 2, unit="lr")}
+        return {"edge": Estimate(value=end, low=end / 2, high=end * 2)}
     reason = f"the loss did not rise again up to lr {last:.3g}"
     findings.append(
         Finding(name="never-diverged", sentence=reason, advice=f"--end-lr {last * 100:.1g}")
@@ -496,7 +501,7 @@ def _nothing(
 ) -> CurveReading:
     reason = finding.sentence
     return CurveReading(
-        estimates={name: Estimate(value=None, unit="lr", reason=reason) for name in _NAMES},
+        estimates={name: Estimate(value=None, reason=reason) for name in _NAMES},
         findings=(finding, *gap),
         fitted=fitted or {},
         drop=drop,

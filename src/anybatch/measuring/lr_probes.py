@@ -31,6 +31,7 @@ _FALLEN = 0.05  # share of the best drop that a probe must make to count as lear
 _GIVEN_UP = 0.5  # share of the best drop that a probe may lack before it is given up
 _EDGE_OCTAVES = 0.25
 _MOST_OCTAVES = 12
+_NON_FINITE_IN_A_ROW = 3
 _MODEL_ERROR_OCTAVES = 0.7
 _RESAMPLES = 200
 
@@ -42,7 +43,7 @@ class Probe:
     Attributes:
         octave: log2 of the learning rate.
         repeat: number of the beginning that it started from.
-        losses: (updates,), before each update; what is not finite ends it.
+        losses: (updates,), before each update; may hold nan and inf.
     """
 
     octave: float
@@ -81,11 +82,15 @@ def _window(num_updates: int) -> int:
 
 
 def _level(losses: Sequence[float], plan: ProbePlan) -> float:
-    """Mean of the last losses, at most the start: how far above it tells nothing more."""
+    """Mean of the last losses, at most the start: how far above it tells nothing more.
+
+    A loss that is not finite is left out (a bad batch), but not where most of them are.
+    """
     values = np.asarray(losses[-_window(len(losses)) :], dtype=np.float64)
-    if not len(values) or not np.isfinite(values).all():
+    finite = values[np.isfinite(values)]
+    if 2 * len(finite) <= len(values):
         return plan.start
-    return min(float(values.mean()), plan.start)
+    return min(float(finite.mean()), plan.start)
 
 
 def _final_level(probe: Probe, reference: Probe, plan: ProbePlan) -> float:
@@ -140,8 +145,8 @@ def should_give_up(losses: Sequence[float], best: Probe | None, plan: ProbePlan)
     """
     count = len(losses)
     if not math.isfinite(losses[-1]):
-        return True
-    recent = float(np.median(losses[-5:]))
+        return not any(map(math.isfinite, losses[-_NON_FINITE_IN_A_ROW:]))
+    recent = float(np.median([loss for loss in losses[-5:] if math.isfinite(loss)]))
     reach = plan.start - (_level(best.losses, plan) if best else plan.start)
     if count >= 5 and recent > plan.start + max(2.0 * abs(reach), 10.0 * plan.noise) + 1e-12:
         return best is not None or count >= plan.num_updates // 3
@@ -250,13 +255,13 @@ def edge(probes: Sequence[Probe], plan: ProbePlan) -> Estimate:
     bracket = _edge_bracket(probes, plan)
     if bracket is None:
         reason = "no constant learning rate that was tried lowered the loss"
-        return Estimate(value=None, unit="lr", reason=reason)
+        return Estimate(value=None, reason=reason)
     stable, unstable = bracket
     if unstable is None:
         reason = f"lr {2.0**stable:.3g}, the largest that was tried, still learns"
-        return Estimate(value=None, low=2.0**stable, high=math.inf, unit="lr", reason=reason)
+        return Estimate(value=None, low=2.0**stable, high=math.inf, reason=reason)
     middle = 0.5 * (stable + unstable)
-    return Estimate(value=2.0**middle, low=2.0**stable, high=2.0**unstable, unit="lr")
+    return Estimate(value=2.0**middle, low=2.0**stable, high=2.0**unstable)
 
 
 def best_lr(probes: Sequence[Probe], plan: ProbePlan) -> Estimate:
@@ -272,7 +277,7 @@ def best_lr(probes: Sequence[Probe], plan: ProbePlan) -> Estimate:
     table = _table(probes, plan)
     if table is None:
         reason = "no constant learning rate that was tried lowered the loss"
-        return Estimate(value=None, unit="lr", reason=reason)
+        return Estimate(value=None, reason=reason)
     octaves, tails = table
     centre = _preferred(octaves, _levels(tails, plan), plan)
     generator = np.random.default_rng(0)
@@ -284,9 +289,7 @@ def best_lr(probes: Sequence[Probe], plan: ProbePlan) -> Estimate:
     low, high = np.quantile(drawn, [0.025, 0.975])
     below = math.hypot(max(0.0, centre - float(low)), _MODEL_ERROR_OCTAVES)
     above = math.hypot(max(0.0, float(high) - centre), _MODEL_ERROR_OCTAVES)
-    return Estimate(
-        value=2.0**centre, low=2.0 ** (centre - below), high=2.0 ** (centre + above), unit="lr"
-    )
+    return Estimate(value=2.0**centre, low=2.0 ** (centre - below), high=2.0 ** (centre + above))
 
 
 def _table(probes: Sequence[Probe], plan: ProbePlan) -> tuple[_Array, _Array] | None:
@@ -320,11 +323,16 @@ def _full_tail(
     """The last losses of a probe, or the best's ones raised by the distance to it."""
     if probe is None:
         return np.full(window, plan.start)
-    losses = np.asarray(probe.losses[-window:], dtype=np.float64)
     if probe.repeat == best.repeat and len(probe.losses) >= plan.num_updates:
-        return np.where(np.isfinite(losses), np.minimum(losses, 1e30), plan.start)
+        return _tail(probe, plan, window)
     distance = _final_level(probe, reference, plan) - _level(reference.losses, plan)
-    return np.asarray(best.losses[-window:], dtype=np.float64) + distance
+    return _tail(best, plan, window) + distance
+
+
+def _tail(probe: Probe, plan: ProbePlan, window: int) -> _Array:
+    """The last losses; one that is not finite becomes the level of the others."""
+    losses = np.asarray(probe.losses[-window:], dtype=np.float64)
+    return np.where(np.isfinite(losses), losses, _level(probe.losses, plan))
 
 
 def _levels(tails: _Array, plan: ProbePlan) -> _Array:

@@ -476,12 +476,11 @@ def _max_lr_of_curve(reading: CurveReading) -> Estimate:
     steepest, minimum = reading.estimates["steepest"], reading.estimates["minimum"]
     if steepest.value is None or minimum.value is None:
         reason = steepest.reason or minimum.reason
-        return Estimate(value=None, low=minimum.low, high=math.inf, unit="lr", reason=reason)
+        return Estimate(value=None, low=minimum.low, high=math.inf, reason=reason)
     return Estimate(
         value=math.sqrt(steepest.value * minimum.value),
         low=min(steepest.low, minimum.value),
         high=max(minimum.high, steepest.value),
-        unit="lr",
         reason="read from the ramp alone",
     )
 
@@ -490,13 +489,13 @@ def _base_lr(estimates: dict[str, Estimate]) -> Estimate:
     """For the bottom of a cycle: where learning starts, but at most a quarter of max_lr."""
     top, starts = estimates["max_lr"], estimates["learning_starts"]
     if top.value is None:
-        return Estimate(value=None, unit="lr", reason=top.reason)
+        return Estimate(value=None, reason=top.reason)
     limit = _BASE_SHARE * top.value
     if starts.value is None:
         value = min(limit, starts.high) if math.isfinite(starts.high) else limit
-        return Estimate(value=value, low=0.0, high=limit, unit="lr", reason=starts.reason)
+        return Estimate(value=value, low=0.0, high=limit, reason=starts.reason)
     value = min(starts.value, limit)
-    return Estimate(value=value, low=min(starts.low, value), high=max(value, limit), unit="lr")
+    return Estimate(value=value, low=min(starts.low, value), high=max(value, limit))
 
 
 def _restore_findings(not_covered: Sequence[str]) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""Pictures: matplotlib figures of panels and lr-range measurements, as SVG for a page or as files.
+"""Pictures: matplotlib figures of panels, as SVG for a page or as files.
 
 A figure is drawn once in the colours of daylight; for a page its colours become CSS variables and
 its text takes the page's font, so that dark mode, paper and phones are matters of the stylesheet.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import io
-import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,26 +22,31 @@ from anybatch.drawing import (
     REGIONS,
     TEXT,
     Line,
-    Span,
-    draw_estimates,
     draw_lines,
-    draw_lr_probes,
-    draw_lr_range,
 )
-from anybatch.measurement import Measurement
 from anybatch.reporting.curves import AxisName, Panel, series_caption, thinned
-from anybatch.reporting.summary import number_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Picture", "colour_variables", "curve_picture", "file_bytes", "inline_svg",
-           "measurement_picture"]  # fmt: skip
+__all__ = [
+    "INCH",
+    "SIZE",
+    "Picture",
+    "colour_variables",
+    "curve_picture",
+    "file_bytes",
+    "frame_of",
+    "inline_svg",
+    "lay_out",
+    "own_style",
+    "points_of",
+]
 
 _X_LABELS = {"updates": "updates", "examples": "examples seen", "seconds": "seconds of training"}
-_SIZE = (5.6, 3.2)
-_INCH = 72.0  # points, the unit of matplotlib's SVG
+SIZE = (5.6, 3.2)
+INCH = 72.0  # points, the unit of matplotlib's SVG
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,7 +76,7 @@ def colour_variables() -> dict[str, str]:
 
 
 @contextmanager
-def _own_style() -> Iterator[None]:
+def own_style() -> Iterator[None]:
     """Matplotlib's defaults with ours, whatever style the user has set; missing glyphs are fine."""
     import matplotlib.style
 
@@ -101,8 +105,8 @@ def curve_picture(
     """
     from matplotlib.figure import Figure
 
-    with _own_style():
-        figure = Figure(figsize=_SIZE, dpi=_INCH)
+    with own_style():
+        figure = Figure(figsize=SIZE, dpi=INCH)
         ax = figure.add_subplot()
         weight = 1.6 if len(panel.series) <= 4 else 1.0
         lines = [
@@ -119,8 +123,8 @@ def curve_picture(
         if legend:
             _legend(ax, legend)
         _make_room(figure, ax)
-        frame = _frame(figure, ax, axis, [
-            _points(s.label, s.colour, s.along(axis), s.values) for s in panel.series
+        frame = frame_of(figure, ax, axis, [
+            points_of(s.label, s.colour, s.along(axis), s.values) for s in panel.series
         ])  # fmt: skip
     caption = series_caption(panel)
     if above:
@@ -129,106 +133,9 @@ def curve_picture(
                    frames=(frame,))  # fmt: skip
 
 
-def measurement_picture(measurement: Measurement, name: str) -> Picture | None:
-    """The picture of a measurement; None where it has nothing to draw."""
-    if measurement.kind == "lr-range" and measurement.samples.get("lr"):
-        return _lr_range_picture(measurement, name)
-    spans = _spans(measurement)
-    known = [name for name, span in spans.items() if span.value is not None]
-    units = {measurement.estimates[found].unit for found in known}
-    if len(units) != 1:
-        return None  # rows of different units have no axis in common
-    from matplotlib.figure import Figure
-
-    with _own_style():
-        size = (_SIZE[0], 0.9 + 0.35 * len(known))
-        figure = Figure(figsize=size, dpi=_INCH, layout="constrained")
-        ax = figure.add_subplot()
-        draw_estimates(ax, spans)
-        ax.set_xlabel(units.pop())
-        _lay_out(figure)
-    told = "; ".join(f"{found} {measurement.estimates[found]}" for found in known)
-    title = f"{measurement.kind}: estimates"
-    return Picture(name=name, title=title, caption=f"Dots with intervals: {told}.", figure=figure)
-
-
-def _spans(measurement: Measurement) -> dict[str, Span]:
-    return {name: Span(e.value, e.low, e.high) for name, e in measurement.estimates.items()}
-
-
-def _lr_range_picture(measurement: Measurement, name: str) -> Picture:
-    from matplotlib.figure import Figure
-
-    samples = measurement.samples
-    has_probes = 1.0 in samples["stage"]
-    with _own_style():
-        size = (7.0, 4.9 if has_probes else 3.6)
-        figure = Figure(figsize=size, dpi=_INCH, layout="constrained")
-        if has_probes:
-            ax, below = figure.subplots(2, 1, height_ratios=(2.6, 1.0), sharex=True)
-        else:
-            ax, below = figure.add_subplot(), None
-        above = draw_lr_range(ax, samples, measurement.fitted, _spans(measurement))
-        num_probes = 0
-        if below is not None:
-            limits = ax.get_xlim()
-            num_probes = draw_lr_probes(below, samples)
-            probed = below.get_xlim()
-            below.set_xlim(min(limits[0], probed[0]), max(limits[1], probed[1]))
-            ax.set_xlabel("")
-        _lay_out(figure)
-        frame = _frame(figure, ax, "lr", _ramp_points(measurement))
-    title = "Loss against learning rate"
-    caption = _lr_range_caption(measurement, above, num_probes)
-    return Picture(name=name, title=title, caption=caption, figure=figure, frames=(frame,))
-
-
-def _ramp_points(measurement: Measurement) -> list[dict[str, Any]]:
-    """The fitted curve, and the losses of each ramp."""
-    samples, fitted = measurement.samples, measurement.fitted
-    found = []
-    if fitted.get("lr"):
-        found.append(_points("fitted", 0, fitted["lr"], fitted["loss"]))
-    ramps: dict[tuple[float, float], tuple[list[float], list[float]]] = {}
-    columns = (samples[name] for name in ("stage", "repeat", "series", "lr", "loss"))
-    for stage, repeat, series, lr, loss in zip(*columns, strict=True):
-        if stage == 0.0:
-            lrs, losses = ramps.setdefault((repeat, series), ([], []))
-            lrs.append(lr)
-            losses.append(loss)
-    for number, (lrs, losses) in enumerate(ramps.values(), start=1):
-        label = "loss" if len(ramps) == 1 else f"loss, ramp {number}"
-        found.append(_points(label, -1, lrs, losses))
-    return found
-
-
-def _lr_range_caption(measurement: Measurement, above: int, num_probes: int) -> str:
-    stages, losses = measurement.samples["stage"], measurement.samples["loss"]
-    ramp = [loss for stage, loss in zip(stages, losses, strict=True) if stage == 0.0]
-    gaps = sum(not math.isfinite(loss) for loss in ramp)
-    told = [
-        f"{name} {number_text(estimate.value)}"
-        for name, estimate in measurement.estimates.items()
-        if estimate.value is not None
-    ]
-    unknown = [name for name, e in measurement.estimates.items() if e.value is None]
-    sentences = [
-        f"Training loss of {len(ramp):,} updates while the learning rate rises (dots)"
-        + (", with the fitted curve." if measurement.fitted.get("lr") else "."),
-        f"{', '.join(told)}." if told else "",
-        f"Not known: {', '.join(unknown)}." if unknown else "",
-        f"{gaps} losses are not finite (crosses at the bottom)." if gaps else "",
-        f"{above} losses lie above the frame (triangles)." if above else "",
-        f"Below: the last loss of {num_probes} probes of a constant learning rate."
-        if num_probes
-        else "",
-    ]
-    return " ".join(filter(None, sentences))
-
-
 def _make_room(figure: Figure, ax: Axes) -> None:
     """Margins for labels by their number of letters: a layout by measuring takes thrice as long."""
-    width, height = (float(side) * _INCH for side in figure.get_size_inches())
+    width, height = (float(side) * INCH for side in figure.get_size_inches())
     low, high = ax.get_ylim()
     places = [place for place in ax.yaxis.get_majorticklocs() if low <= place <= high]
     ticks = ax.yaxis.get_major_formatter().format_ticks(places)
@@ -237,7 +144,7 @@ def _make_room(figure: Figure, ax: Axes) -> None:
                            bottom=36 / height)  # fmt: skip
 
 
-def _lay_out(figure: Figure) -> None:
+def lay_out(figure: Figure) -> None:
     """Give labels their room, once: the same for the page's frames and its pictures."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -246,10 +153,10 @@ def _lay_out(figure: Figure) -> None:
 # --- numbers under the pointer -------------------------------------------------------------------
 
 
-def _frame(figure: Figure, ax: Axes, x_name: str, points: list[dict[str, Any]]) -> dict[str, Any]:
+def frame_of(figure: Figure, ax: Axes, x_name: str, points: list[dict[str, Any]]) -> dict[str, Any]:
     """Where the axes lie in the picture, in its own units from the upper left, and their scales."""
     box = ax.get_position()
-    width, height = (float(side) * _INCH for side in figure.get_size_inches())
+    width, height = (float(side) * INCH for side in figure.get_size_inches())
     (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
     return {
         "box": [
@@ -264,7 +171,15 @@ def _frame(figure: Figure, ax: Axes, x_name: str, points: list[dict[str, Any]]) 
     }
 
 
-def _points(label: str, colour: int, x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
+def points_of(label: str, colour: int, x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
+    """A curve for the box under the pointer, thinned where it is long, as plain values.
+
+    Args:
+        label: of the curve.
+        colour: number of the colour; negative for a muted one.
+        x: one value a point.
+        y: one value a point.
+    """
     kept = thinned(y)
     return {
         "label": label,
@@ -295,7 +210,7 @@ def file_bytes(picture: Picture, kind: Literal["png", "svg"]) -> bytes:
     metadata: dict[str, Any] = {"Title": picture.title, "Software": None}
     if kind == "svg":
         metadata = {"Title": picture.title, "Date": None, "Creator": None}
-    with _own_style():
+    with own_style():
         picture.figure.savefig(buffer, format=kind, dpi=160, metadata=metadata)
     return buffer.getvalue()
 
@@ -308,7 +223,7 @@ def inline_svg(picture: Picture) -> str:
     """
     buffer = io.StringIO()
     metadata: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    with _own_style():
+    with own_style():
         picture.figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]

@@ -19,8 +19,8 @@ from anybatch.reporting.figures import (
     curve_picture,
     file_bytes,
     inline_svg,
-    measurement_picture,
 )
+from anybatch.reporting.measurement_figures import measurement_picture
 from anybatch.reporting.settings import (
     commands,
     environment_tables,
