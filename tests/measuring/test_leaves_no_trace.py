@@ -32,7 +32,7 @@ from anybatch.data.augmentation import Normalization
 from anybatch.data.resident import ResidentSource
 from anybatch.measuring.loops import TrainingLoop
 
-SETTINGS = LRRangeSettings(start_lr=1e-5, num_updates=30, probe_updates=10)
+SETTINGS = LRRangeSettings(start_lr=1e-3, num_updates=40, probe_updates=10)
 
 
 class Net(nn.Module):
@@ -43,7 +43,7 @@ class Net(nn.Module):
         self.first = nn.Conv2d(1, 4, 3)
         self.norm = nn.BatchNorm2d(4)
         self.frozen = nn.BatchNorm1d(4)
-        self.drop = nn.Dropout(0.2)
+        self.drop = nn.Dropout(0.1)
         self.last = nn.Linear(4, 3)
         self.register_buffer("calls", torch.zeros(()), persistent=False)
         self.frozen.eval()
@@ -70,17 +70,17 @@ def make_task() -> Task:
 RECIPES = {
     "sgd": Recipe(
         optimizer=SGDSettings(lr=0.05, momentum=0.9),
-        batch_size=16,
-        duration=updates(80),
+        batch_size=32,
+        duration=updates(120),
         augmentation=Augmentation(crop_padding=1, flip="random"),
         averaging=ExponentialAverage(decay=0.9),
     ),
     "adamw": Recipe(
         optimizer=AdamWSettings(lr=0.01),
-        batch_size=16,
-        micro_batch_size=8,
+        batch_size=32,
+        micro_batch_size=16,
         ghost_batch_size=4,
-        duration=updates(80),
+        duration=updates(120),
         schedules=Schedules(lr=Warmup(duration=fraction(0.1))),
         gradient=(ClipGlobalNorm(max_norm=0.5),),
     ),
@@ -130,7 +130,7 @@ def nothing(training: Training) -> None:
 
 def range_test(training: Training) -> None:
     found = measure_lr_range(training, settings=replace(SETTINGS, repeats=2))
-    assert len(found.samples["lr"]) > 40
+    assert max(found.samples["stage"]) == 1  # ramps and short trainings
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -155,7 +155,7 @@ def test_what_is_left_behind_would_be_seen() -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("at", [5, 35])  # inside of the ramp; inside of a short training
+@pytest.mark.parametrize("at", [5, 50])  # inside of the ramp; inside of a short training
 def test_also_after_an_exception_inside(
     error: type[BaseException], at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
