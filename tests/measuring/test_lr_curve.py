@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from anybatch import InputError
-from anybatch.measuring.lr_curve import CurveReading, blow_up, noise_of, read_curve
+from anybatch.measuring.blow_up import blow_up, noise_of
+from anybatch.measuring.lr_curve import CurveReading, read_curve
 
 Array = NDArray[np.float64]
 LRS = np.geomspace(1e-8, 1.0, 100)

@@ -8,8 +8,7 @@
 Pure arithmetic. Every threshold is a share of the drop or a multiple of the noise, so the answer
 is the same for a loss that is negative, tiny, huge, or shifted by a constant.
 
-Reference: the LR range test: Smith 2017, "Cyclical Learning Rates for Training Neural Networks",
-section 3.3. Local regression: Cleveland 1979, "Robust Locally Weighted Regression".
+Reference: Smith 2017, "Cyclical Learning Rates for Training Neural Networks", section 3.3.
 """
 
 from __future__ import annotations
@@ -23,8 +22,10 @@ from numpy.typing import NDArray
 
 from anybatch.errors import InputError
 from anybatch.measurement import Estimate, Finding
+from anybatch.measuring.blow_up import final_rise, noise_of
+from anybatch.measuring.local_regression import best_bandwidth, robust_weights, smoother
 
-__all__ = ["CurveReading", "blow_up", "noise_of", "read_curve"]
+__all__ = ["CurveReading", "read_curve"]
 
 _Array = NDArray[np.float64]
 
@@ -33,10 +34,7 @@ _SIGNIFICANT = 4.5  # standard errors: the lowest of many places is low by chanc
 _STARTED = 0.1  # share of the drop that counts as a start
 _RISEN = 0.2  # share of the drop that counts as a rise
 _FEWEST_FLAT = 9  # places of the grid (a fourth of a point each) before the loss may fall
-_BANDWIDTHS = tuple(math.log(10.0) * decades for decades in (0.3, 0.5, 0.8, 1.2))
 _RESAMPLES = 200
-_NON_FINITE_IN_A_ROW = 10
-_RISEN_IN_A_ROW = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,115 +57,6 @@ class CurveReading:
     drop: float = math.nan
     noise: float = math.nan
     start: float = math.nan
-
-
-# --- noise and blow-up -----------------------------------------------------------------------
-
-
-def noise_of(losses: _Array) -> float:
-    """Standard deviation of a single loss about a slowly moving curve.
-
-    1.4826 median |d| / sqrt(1.5) of d_i = l_i - (l_{i-1} + l_{i+1}) / 2: neither a trend nor a few
-    spikes count. 0 for fewer than three losses.
-
-    Args:
-        losses: (updates,), finite.
-    """
-    if len(losses) < 3:
-        return 0.0
-    second = losses[1:-1] - 0.5 * (losses[:-2] + losses[2:])
-    return float(1.4826 * np.median(np.abs(second)) / math.sqrt(1.5))
-
-
-def blow_up(losses: Sequence[float]) -> int | None:
-    """Update at which the loss has begun to rise for good, or None.
-
-    It has where the last five losses all lie above the best five-point median so far by more than
-    twice the drop and eight times the noise. So a negative or tiny loss needs no care, and a spike
-    decides nothing. Ten losses in a row that are not finite are a blow-up too. Before any drop
-    there is nothing to compare with but the loss itself: as much again must then be added.
-
-    Args:
-        losses: so far, in order; may hold nan and inf.
-
-    Example:
-        >>> blow_up([1.0] * 20) is None
-        True
-        >>> blow_up([-1.0] * 10 + [-2.0] * 10 + [-1.9, 0.5, 9.0, 99.0, 999.0, 9999.0])
-        21
-    """
-    values = np.asarray(losses, dtype=np.float64)
-    finite = np.isfinite(values)
-    if len(values) >= _NON_FINITE_IN_A_ROW and not finite[-_NON_FINITE_IN_A_ROW:].any():
-        last = np.flatnonzero(finite)
-        return int(last[-1]) + 1 if len(last) else 0
-    return _final_rise(values, _RISEN_IN_A_ROW, negligible=0.01)
-
-
-def _final_rise(values: _Array, num_points: int, *, negligible: float = 0.0) -> int | None:
-    """Where the losses have risen above the limit of `blow_up`, if the last few all have.
-
-    A drop of less than `negligible` of the first loss is none yet.
-    """
-    kept = values[np.isfinite(values)]
-    if len(kept) < 8:
-        return None
-    medians = np.median(np.lib.stride_tricks.sliding_window_view(kept, 5), axis=1)
-    best, started = float(medians.min()), float(medians[0])
-    drop = max(0.0, started - best)
-    noise = noise_of(kept[: int(medians.argmin()) + 5])
-    rise = max(2.0 * drop, 8.0 * noise)
-    if drop <= max(8.0 * noise, negligible * abs(started)):
-        rise = max(rise, abs(started))
-    above = ~(values <= best + rise)  # what is not finite counts as above
-    if not (above[-num_points:].all() and np.isfinite(values[-num_points:]).any()):
-        return None
-    return int(np.flatnonzero(~above)[-1]) + 1 if (~above).any() else 0
-
-
-# --- local linear regression -----------------------------------------------------------------
-
-
-def _rows(x: _Array, grid: _Array, bandwidth: float, weights: _Array) -> tuple[_Array, _Array]:
-    """Linear maps from losses at `x` to fitted values and slopes on `grid`: (grid, points) each."""
-    distance = x[None, :] - grid[:, None]
-    nearest = np.sort(np.abs(distance), axis=1)[:, min(6, len(x) - 1)]
-    width = np.maximum(bandwidth, 1.01 * nearest)[:, None]
-    kernel = np.clip(1.0 - np.abs(distance / width) ** 3, 0.0, None) ** 3 * weights[None, :]
-    kernel += 1e-12 * (np.abs(distance) <= width)
-    s0 = kernel.sum(1, keepdims=True)
-    mean = (kernel * distance).sum(1, keepdims=True) / s0
-    centred = distance - mean
-    spread = (kernel * centred**2).sum(1, keepdims=True)
-    slope = kernel * centred / np.maximum(spread, 1e-300)
-    return kernel / s0 - mean * slope, slope
-
-
-def _fit_bandwidth(x: _Array, y: _Array) -> float:
-    """The bandwidth of least generalized cross-validation; the smoother of two that are near."""
-    scores = []
-    ones = np.ones_like(x)
-    for bandwidth in _BANDWIDTHS:
-        rows, _ = _rows(x, x, bandwidth, ones)
-        freedom = float(np.trace(rows)) / len(x)
-        residual = np.abs(y - rows @ y)
-        limit = 3.0 * float(np.median(residual)) + 1e-300  # spikes must not choose it
-        scores.append(float(np.mean(np.minimum(residual, limit) ** 2)) / (1.0 - freedom) ** 2)
-    best = min(scores)
-    return max(b for b, score in zip(_BANDWIDTHS, scores, strict=True) if score <= 1.05 * best)
-
-
-def _robust_weights(x: _Array, y: _Array, bandwidth: float) -> _Array:
-    """Bisquare weights after three rounds: a spike ends with weight 0."""
-    weights = np.ones_like(x)
-    for _ in range(3):
-        rows, _ = _rows(x, x, bandwidth, weights)
-        residual = y - rows @ y
-        scale = 6.0 * float(np.median(np.abs(residual)))
-        if scale <= 0.0:
-            break
-        weights = np.clip(1.0 - (residual / scale) ** 2, 0.0, None) ** 2
-    return weights
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -232,7 +121,7 @@ def _last_blow_up(values: _Array) -> int | None:
     """Where the loss blows up for good: a rise from which it comes back is none."""
     finite = np.flatnonzero(np.isfinite(values))
     stop = int(finite[-1]) + 1 if len(finite) else 0
-    rise = _final_rise(values[:stop], 1) if stop else None
+    rise = final_rise(values[:stop], 1) if stop else None
     return stop if rise is None and stop < len(values) else rise
 
 
@@ -252,13 +141,13 @@ def _fit(points: _Points) -> _Fit:
     x, y = points.x, points.y
     # Ties (several ramps) are fine; a fine grid lets places fall between two learning rates.
     grid = np.linspace(x[0], x[-1], 4 * min(len(np.unique(x)), 200))
-    bandwidth = _fit_bandwidth(x, y)
-    weights = _robust_weights(x, y, bandwidth)
-    at_points, _ = _rows(x, x, bandwidth, weights)
-    values, slopes = _rows(x, grid, bandwidth, weights)
+    bandwidth = best_bandwidth(x, y)
+    weights = robust_weights(x, y, bandwidth)
+    at_points, _ = smoother(x, x, bandwidth, weights)
+    values, slopes = smoother(x, grid, bandwidth, weights)
     residual = (y - at_points @ y) / np.sqrt(np.clip(1.0 - np.diag(at_points), 0.3, 1.0))
     used = np.where(weights > 0.0, residual, 0.0)
-    local = np.sqrt(np.maximum(_rows(x, x, 2.0 * bandwidth, weights)[0] @ used**2, 0.0))
+    local = np.sqrt(np.maximum(smoother(x, x, 2.0 * bandwidth, weights)[0] @ used**2, 0.0))
     noise = float(np.median(local))
     error = np.sqrt((values**2) @ local**2)
     signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(_RESAMPLES, len(x)))

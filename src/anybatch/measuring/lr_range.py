@@ -15,19 +15,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from anybatch.errors import InputError
 from anybatch.measurement import Estimate, Finding, Measurement
-from anybatch.measuring.keeping import Kept
-from anybatch.measuring.loops import Loop, OwnLoop, Sample, TrainingLoop, new_training
-from anybatch.measuring.lr_curve import CurveReading, blow_up, read_curve
+from anybatch.measuring.blow_up import blow_up
+from anybatch.measuring.loops import Loop, Sample
+from anybatch.measuring.lr_curve import CurveReading, read_curve
 from anybatch.measuring.lr_probes import (
     Probe,
     ProbePlan,
@@ -37,19 +35,18 @@ from anybatch.measuring.lr_probes import (
     next_probe,
     should_give_up,
 )
+from anybatch.measuring.subjects import OpenLoop, Subject, subject_of
 from anybatch.progress import Activity
 from anybatch.recipe import Recipe
 from anybatch.recipe_parts import require, require_choices, require_positive
 from anybatch.task import Task
 from anybatch.training.snapshot import preserved_random_state
 from anybatch.training.training import Training
-from anybatch.world import World
 
 __all__ = ["LRRangeSettings", "measure_lr_range"]
 
 _METRIC_EVERY = 4  # updates of a ramp
 _OCTAVES_BELOW = 8.0  # the ramp's guess that may be tried
-_BATCHES_APART = 100  # between the beginnings of two repeats on a training under way
 _BASE_SHARE = 0.25  # of max_lr, at most
 
 
@@ -151,7 +148,7 @@ def measure_lr_range(
     """
     settings = settings or LRRangeSettings()
     needed = max(settings.num_updates, settings.probe_updates)
-    subject = _subject(task, recipe, step, optimizer, restore)
+    subject = subject_of(task, recipe, step, optimizer, restore)
     started = time.perf_counter()
     with (
         preserved_random_state(),
@@ -168,171 +165,13 @@ def measure_lr_range(
     )
 
 
-# --- what is measured ---------------------------------------------------------------------------
-
-_OpenLoop = Callable[[int], AbstractContextManager[Loop]]
-
-
-class _Subject(Protocol):
-    """Something that loops can be opened on."""
-
-    is_first: bool
-
-    def opened(self, needed: int) -> AbstractContextManager[_OpenLoop]:
-        """A function that opens the loop of a repeat, which `with` closes again.
-
-        Args:
-            needed: updates that will be taken between two restarts, at most.
-        """
-        ...
-
-    def described(self) -> dict[str, Any]:
-        """Plain values for the measurement's settings."""
-        ...
-
-    def not_covered(self) -> list[str]:
-        """What could not be put back, in words."""
-        ...
-
-
-def _subject(
-    task: Task | Training | None,
-    recipe: Recipe | None,
-    step: Callable[[], Any] | None,
-    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None,
-    restore: Sequence[Any],
-) -> _Subject:
-    """The one loop that the arguments of `measure_lr_range` describe."""
-    if step is not None or optimizer is not None:
-        if task is not None or recipe is not None:
-            raise InputError("step", "must be given without a task or a recipe")
-        if step is None or optimizer is None or not callable(step):
-            raise InputError("step", "must be a function, given together with its optimizer")
-        optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer
-        return _OwnSubject(step, list(optimizers), restore)
-    if restore:
-        raise InputError("restore", "must come with step and optimizer")
-    if isinstance(task, Training):
-        if recipe is not None:
-            raise InputError("recipe", "must be left out for a training, which has its own")
-        return _TrainingSubject(task)
-    if not isinstance(task, Task):
-        raise InputError("task", "must be a Task or a Training", type(task).__name__)
-    if not isinstance(recipe, Recipe):
-        raise InputError("recipe", "must be a Recipe", type(recipe).__name__)
-    return _TaskSubject(task, recipe)
-
-
-class _TaskSubject:
-    """A new training for each repeat, with the recipe's seed and the ones after it."""
-
-    def __init__(self, task: Task, recipe: Recipe) -> None:
-        self._task, self._recipe = task, recipe
-        self.world = World.from_environment(recipe.compute.device)
-        self.is_first = self.world.is_first
-
-    @contextmanager
-    def opened(self, needed: int) -> Iterator[_OpenLoop]:
-        @contextmanager
-        def open_loop(repeat: int) -> Iterator[Loop]:
-            seed = self._recipe.seed + repeat
-            with new_training(self._task, self._recipe, seed=seed, world=self.world) as training:
-                yield TrainingLoop(training, needed=needed)
-
-        good = False
-        try:
-            yield open_loop
-            good = True
-        finally:
-            self.world.close(together=good)
-
-    def described(self) -> dict[str, Any]:
-        return _recipe_settings(self._task, self._recipe)
-
-    def not_covered(self) -> list[str]:
-        return []
-
-
-class _TrainingSubject:
-    """A training under way; each repeat begins further on in the data."""
-
-    def __init__(self, training: Training) -> None:
-        self._training = training
-        self.is_first = training.world.is_first
-
-    @contextmanager
-    def opened(self, needed: int) -> Iterator[_OpenLoop]:
-        with TrainingLoop.around(self._training, needed=needed) as loop:
-
-            @contextmanager
-            def open_loop(repeat: int) -> Iterator[Loop]:
-                loop.begin_at(repeat * _BATCHES_APART)
-                yield loop
-
-            yield open_loop
-
-    def described(self) -> dict[str, Any]:
-        values = _recipe_settings(self._training.task, self._training.recipe)
-        return values | {"after_updates": self._training.updates}
-
-    def not_covered(self) -> list[str]:
-        return []
-
-
-def _recipe_settings(task: Task, recipe: Recipe) -> dict[str, Any]:
-    return {
-        "task": task.name,
-        "optimizer": recipe.optimizer.name,
-        "batch_size": recipe.batch_size,
-        "seed": recipe.seed,
-        "metric_name": task.judge.name,
-        "metric_direction": task.judge.direction,
-    }
-
-
-class _OwnSubject:
-    """Somebody's own step function; each repeat seeds the generators anew, but the first."""
-
-    def __init__(
-        self,
-        step: Callable[[], Any],
-        optimizers: Sequence[torch.optim.Optimizer],
-        restore: Sequence[Any],
-    ) -> None:
-        self._step, self._optimizers = step, optimizers
-        self._kept = Kept(optimizers, restore)
-        device = optimizers[0].param_groups[0]["params"][0].device
-        self._world = World.from_environment("cuda" if device.type == "cuda" else "cpu")
-        self.is_first = self._world.is_first
-
-    @contextmanager
-    def opened(self, needed: int) -> Iterator[_OpenLoop]:
-        loop = OwnLoop(self._step, self._optimizers, self._kept, world=self._world)
-
-        @contextmanager
-        def open_loop(repeat: int) -> Iterator[Loop]:
-            loop.seed = repeat or None
-            yield loop
-
-        try:
-            yield open_loop
-        finally:
-            self._kept.put_back()
-
-    def described(self) -> dict[str, Any]:
-        return {"task": "", "optimizer": type(self._optimizers[0]).__name__, "metric_name": None}
-
-    def not_covered(self) -> list[str]:
-        return self._kept.not_covered
-
-
 # --- the test -----------------------------------------------------------------------------------
 
 
 class _Test:
     """The samples of one measurement, as they come."""
 
-    def __init__(self, settings: LRRangeSettings, open_loop: _OpenLoop, activity: Activity) -> None:
+    def __init__(self, settings: LRRangeSettings, open_loop: OpenLoop, activity: Activity) -> None:
         self.settings, self._open_loop, self._activity = settings, open_loop, activity
         self.lrs = settings.lrs()
         self.ramp_losses: list[list[float]] = []
@@ -448,7 +287,7 @@ _COLUMNS = ("stage", "repeat", "series", "update", "lr", "loss", "metric")
 
 
 def _measured(
-    test: _Test, reading: CurveReading, plan: ProbePlan | None, subject: _Subject
+    test: _Test, reading: CurveReading, plan: ProbePlan | None, subject: Subject
 ) -> Measurement:
     estimates = dict(reading.estimates)
     if plan is not None:
