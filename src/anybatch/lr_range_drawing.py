@@ -71,7 +71,10 @@ def draw_lr_probes(ax: Axes, samples: Mapping[str, Sequence[float]]) -> int:
     levels = probe_levels(samples)
     lrs, losses = [lr for lr, _ in levels], [loss for _, loss in levels]
     _log_lr_axis(ax, [lr for lr in lrs if lr > 0.0])
-    limits = robust_limits(losses, reference=_start(_ramp_rows(samples)))
+    start = _start(_ramp_rows(samples))
+    limits = robust_limits(losses, reference=start)
+    if limits is not None and start is not None:  # how far above the start tells nothing
+        limits = limits[0], min(limits[1], start + 0.2 * abs(start - limits[0]))
     if limits is not None:
         ax.set_ylim(limits)
     ax.plot(lrs, [v if math.isfinite(v) else math.nan for v in losses], "D", color=COLOURS[0],

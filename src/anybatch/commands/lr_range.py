@@ -63,12 +63,25 @@ def lr_range(options: LRRange) -> int:
         out = options.out or world.from_first(default_out(f"{task.name}-lr-range"))
         require_new_folder(out)  # before minutes are spent
         measured = measure_lr_range(task, recipe, settings=settings, progress=not options.json)
+        measured = _with_commands(measured, options.task)
         if world.is_first:
             run = _kept(measured, task, recipe, out)
             _say(measured, run, options)
     finally:
         world.close(together=False)
     return ExitCode.OK if measured.estimates["max_lr"].value is not None else 1
+
+
+def _with_commands(measured: Measurement, task: str) -> Measurement:
+    """Advice that is an option, as the whole command to run next."""
+    command = f"anybatch lr-range {shlex.quote(task)} "
+    findings = [
+        replace(finding, advice=command + finding.advice)
+        if finding.advice.startswith("--")
+        else finding
+        for finding in measured.findings
+    ]
+    return replace(measured, findings=tuple(findings))
 
 
 def _kept(measured: Measurement, task: Task, recipe: Recipe, out: Path) -> Run:

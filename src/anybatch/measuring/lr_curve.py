@@ -373,10 +373,10 @@ def _not_learned(
     where = f"between lr {lrs[0]:.3g} and {last:.3g}"
     if points.end is not None:
         sentence = f"the loss blew up at lr {math.exp(points.end):.3g} without falling before"
-        advice = "a smaller --start-lr; look at the data, the labels and the loss"
+        advice = "--updates 400; or look at data, labels and loss"
     else:
         sentence = f"the loss did not fall anywhere {where}"
-        advice = "a larger --end-lr; look at the data, the labels and the loss"
+        advice = f"--end-lr {last * 100:.1g} --updates 200; or look at data, labels and loss"
     return Finding(name="never-learned", sentence=sentence, advice=advice)
 
 
