@@ -2,7 +2,9 @@
 
 The truth of a case: constant-lr trainings over a grid of factor 2 for a stated number of
 updates, three seeds each, validation loss at the end; the median over seeds, and a parabola
-through the lowest and its neighbours. The range test is then taken with other seeds.
+through the lowest and its neighbours. The range test is then taken with other seeds, and so are
+those of the peers that are installed: 100 updates, from 1e-7 to 10, in float32, without the
+recipe's clipping, which they do not know.
 """
 
 from __future__ import annotations
@@ -13,8 +15,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from anybatch import LRRangeSettings, Task, Training, measure_lr_range
 from anybatch.run import read_json, write_json
+from benchmarks.gallery_peers import OURS, TOOLS, ask
+from benchmarks.gallery_truth import Problem, Ramp
+from benchmarks.harness import TrialSkippedError
 from benchmarks.lr_range_cases import CASES, Case
 from benchmarks.summaries import markdown_table
 
@@ -39,7 +46,7 @@ def trials() -> list[str]:
     keys = []
     for name in _CASES:
         keys += [f"truth-{name}", *(f"found-{name}-{seed}" for seed in _SEEDS)]
-    return keys
+    return [*keys, *(f"peers-{name}-{seed}" for name in _CASES for seed in _SEEDS)]
 
 
 def run_trial(key: str, folder: Path) -> dict[str, Any]:
@@ -58,6 +65,8 @@ def run_trial(key: str, folder: Path) -> dict[str, Any]:
         return _truth(case, case.task(), folder)
     name, _, seed = rest.rpartition("-")
     case = _CASES[name]
+    if kind == "peers":
+        return _peers(case, case.task(), int(seed))
     return _found(case, case.task(), int(seed))
 
 
@@ -152,6 +161,43 @@ def _found(case: Case, task: Task, seed: int) -> dict[str, Any]:
     }
 
 
+# --- peers ------------------------------------------------------------------------------------
+
+
+def _peers(case: Case, task: Task, seed: int) -> dict[str, Any]:
+    """What the installed peers suggest for the same model and batches."""
+    tools = [tool for tool in TOOLS if tool.name != OURS and tool.is_installed]
+    if not tools:
+        raise TrialSkippedError("no peer is installed")
+    answers = {}
+    for tool in tools:
+        problem = _problem(case, task, seed)
+        answer = ask(tool, problem)
+        answers[tool.name] = {"lr": answer.lr, "error": answer.error}
+    return {"answers": answers, "updates": Ramp().num_updates}
+
+
+def _problem(case: Case, task: Task, seed: int) -> Problem:
+    compute = dataclasses.replace(case.recipe.compute, precision="fp32")
+    recipe = dataclasses.replace(case.recipe, seed=seed, compute=compute)
+    with Training(task, recipe) as training:
+        batches = []
+        for _ in range(Ramp().num_updates):
+            portion = training.feed.next()
+            batches.append((portion.batch.inputs, portion.batch.targets))
+            training.feed.advance(portion.num_examples)
+        loss = training.one_step.loss
+        optimizer = training.optimizer
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    return Problem(
+        model=training.model,
+        optimizer=optimizer,
+        loss_function=lambda outputs, targets: loss(outputs, targets).mean(),
+        batches=tuple(batches),
+        ramp=Ramp(),
+    )
+
+
 # --- what it adds up to -------------------------------------------------------------------------
 
 
@@ -171,24 +217,45 @@ def _errors(results: dict[str, dict[str, Any]]) -> dict[str, list[float]]:
     return errors
 
 
+def _peer_errors(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Octaves from the best lr, by peer and case; inf where there was no answer."""
+    errors: dict[str, dict[str, list[float]]] = {}
+    for name in _CASES:
+        truth = results.get(f"truth-{name}")
+        for seed in _SEEDS:
+            found = results.get(f"peers-{name}-{seed}")
+            for peer, answer in found["answers"].items() if found and truth else ():
+                lr = answer["lr"]
+                octaves = math.log2(lr) - truth["best_octave"] if lr else math.inf
+                errors.setdefault(peer, {}).setdefault(name, []).append(octaves)
+    return errors
+
+
+def _median_and_worst(errors: dict[str, list[float]]) -> tuple[float, float, int]:
+    everything = [abs(error) for values in errors.values() for error in values]
+    return statistics.median(everything), max(everything), len(everything)
+
+
 def verdict(results: dict[str, dict[str, Any]]) -> str:
     """Median and worst distance.
 
     Args:
         results: key -> values of finished trials.
     """
-    everything = [abs(error) for errors in _errors(results).values() for error in errors]
-    if not everything:
+    errors = _errors(results)
+    if not errors:
         return "nothing to compare yet"
-    median, worst = statistics.median(everything), max(everything)
+    median, worst, count = _median_and_worst(errors)
     held = "holds" if median <= _MEDIAN and worst <= _WORST else "does not hold"
-    return (
-        f"{held}: median {median:.2f}, worst {worst:.2f} octaves over {len(everything)} range tests"
-    )
+    said = f"{held}: median {median:.2f}, worst {worst:.2f} octaves over {count} range tests"
+    for peer, others in _peer_errors(results).items():
+        median, worst, count = _median_and_worst(others)
+        said += f"; {peer} {median:.2f} and {worst:.2f} ({count})"
+    return said
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """One row for each case.
+    """One row for each case; a second table beside the peers.
 
     Args:
         results: key -> values of finished trials.
@@ -200,7 +267,28 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         "\n\nBest lr: interpolated, n = 3 seeds; suggested: each of n other seeds; edge: of "
         "constant-lr trainings, beside the one that mathematics gives where it does."
     )
-    return markdown_table(header, rows) + note
+    return markdown_table(header, rows) + note + _peer_table(results)
+
+
+def _peer_table(results: dict[str, dict[str, Any]]) -> str:
+    peers = _peer_errors(results)
+    if not peers:
+        return ""
+    ours = _errors(results)
+    names = [name for name in ours if any(name in errors for errors in peers.values())]
+    rows = [
+        [name, _signed(ours[name]), *(_signed(errors.get(name, [])) for errors in peers.values())]
+        for name in names
+    ]
+    intro = (
+        "\n\nBeside the peers, octaves off the best lr, one figure a seed (the same model, batches "
+        "and range; they take 100 updates):\n\n"
+    )
+    return intro + markdown_table(["case", "anybatch", *peers], rows)
+
+
+def _signed(errors: list[float]) -> str:
+    return ", ".join("no answer" if math.isinf(e) else f"{e:+.2f}" for e in errors)
 
 
 def _row(name: str, errors: list[float], results: dict[str, dict[str, Any]]) -> list[str]:

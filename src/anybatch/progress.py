@@ -159,15 +159,24 @@ class Activity:
         if self._status is not None:
             self._status.stop()
 
-    def show(self, text: str) -> None:
-        """Replace the line by `text`."""
+    def show(self, text: str, *, share: float = 0.0) -> None:
+        """Replace the line by `text`, with the time since the beginning and the time left.
+
+        Args:
+            text: what is being done.
+            share: of the whole that is done, about; 0 where nobody knows.
+        """
         if not self._shown:
             return
         now = time.monotonic()
+        seconds = now - self._started
+        text = f"{text}  {seconds:.0f} s"
+        if 0.0 < share < 1.0 and seconds >= 2.0:
+            text += f", about {seconds * (1.0 / share - 1.0):.0f} s left"
         if self._status is not None:
             from rich.text import Text
 
-            self._status.update(Text(f"{self._title}  {text}  {now - self._started:.0f} s"))
+            self._status.update(Text(f"{self._title}  {text}"))
         elif now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
             print(f"{self._title}  {text}", file=self._stream, flush=True)

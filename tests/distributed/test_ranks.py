@@ -5,9 +5,6 @@ Two launches by torchrun (gloo) make every case; the tests compare what the rank
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -16,11 +13,11 @@ import exact_cases as cases
 import pytest
 import torch
 import train_on_ranks
+from launching import launch
 from train_on_ranks import jobs
 
 from anybatch.world import World
 
-SECONDS_ALLOWED = 200
 FEW = sorted(jobs("few"))
 ALL = sorted(jobs("all"))
 ONE = World(torch.device("cpu"))
@@ -35,37 +32,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def launch(num_processes: int, *arguments: str) -> None:
-    """Run the ranks' script under torchrun; a rank's failure, or a hang, fails the test."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=c10d",
-        "--rdzv-endpoint=localhost:0", f"--nproc-per-node={num_processes}",
-        train_on_ranks.__file__, *arguments,
-    ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    launcher = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
-    try:
-        _, errors = launcher.communicate(timeout=SECONDS_ALLOWED)
-    except subprocess.TimeoutExpired:
-        launcher.terminate()  # the launcher ends its ranks
-        _, errors = launcher.communicate(timeout=60)
-        pytest.fail(f"not done after {SECONDS_ALLOWED} s:\n{errors[-6000:]}")
-    assert launcher.returncode == 0, errors[-6000:]
-
-
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two-ranks")
-    launch(2, "all", str(folder))
+    launch(2, train_on_ranks.__file__, "all", str(folder))
     return folder
 
 
 @pytest.fixture(scope="module")
 def four_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("four-ranks")
-    launch(4, "few", str(folder))
+    launch(4, train_on_ranks.__file__, "few", str(folder))
     return folder
 
 

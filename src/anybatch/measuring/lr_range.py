@@ -47,6 +47,7 @@ __all__ = ["LRRangeSettings", "measure_lr_range"]
 
 _METRIC_EVERY = 4  # updates of a ramp
 _OCTAVES_BELOW = 8.0  # the ramp's guess that may be tried
+_USUAL_PROBES = 5.5  # at their full length, from the first beginning
 _BASE_SHARE = 0.25  # of max_lr, at most
 
 
@@ -199,9 +200,7 @@ class _Test:
                 continue  # the scaler has left it out: the same lr again
             self._note(0, repeat, repeat, number, lr, sample)
             losses.append(sample.loss)
-            self._activity.show(
-                f"ramp {repeat + 1} of {self.settings.repeats}  lr {lr:.2e}  loss {sample.loss:.4g}"
-            )
+            self._say(f"ramp {repeat + 1} of {self.settings.repeats}  lr {lr:.2e}", sample)
             if not math.isfinite(sample.loss):
                 self._look_at_data(loop, lr)
             if blow_up(losses) is not None:
@@ -231,6 +230,13 @@ class _Test:
         self, stage: int, repeat: int, series: int, update: int, lr: float, sample: Sample
     ) -> None:
         self.rows.append((stage, repeat, series, update, lr, sample.loss, sample.metric))
+
+    def _say(self, what: str, sample: Sample) -> None:
+        """Show what is done; how many short trainings it takes is a guess."""
+        settings = self.settings
+        probes = _USUAL_PROBES * (1.0 + 0.5 * (settings.repeats - 1)) * settings.probe_updates
+        expected = 0.85 * settings.num_updates * settings.repeats + probes
+        self._activity.show(f"{what}  loss {sample.loss:.4g}", share=len(self.rows) / expected)
 
     def plan(self, reading: CurveReading) -> ProbePlan | None:
         """Where to look for the best constant lr; None where the ramps saw no learning."""
@@ -272,10 +278,7 @@ class _Test:
                 continue
             self._note(1, repeat, series, len(losses), lr, sample)
             losses.append(sample.loss)
-            self._activity.show(
-                f"constant lr {lr:.3g}  update {len(losses)} of {plan.num_updates}  "
-                f"loss {sample.loss:.4g}"
-            )
+            self._say(f"constant lr {lr:.3g}  update {len(losses)} of {plan.num_updates}", sample)
             if should_give_up(losses, best, plan):
                 break
         return Probe(octave=octave, repeat=repeat, losses=tuple(losses))
