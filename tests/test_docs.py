@@ -32,6 +32,8 @@ def test_python_of_every_page_runs(
         for code in codes:
             exec(compile(code, name, "exec"), names)
     assert capsys.readouterr().out.count("finished (the whole duration was trained)") == 7
+    (page,) = tmp_path.rglob("report.html")  # of the README's own model
+    assert "<svg" in page.read_text()
 
 
 def test_the_own_model_of_the_readme_takes_ten_lines() -> None:

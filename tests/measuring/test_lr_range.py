@@ -157,6 +157,8 @@ def test_the_metric_is_measured_beside_the_loss() -> None:
     assert len(metric) >= 10
     assert min(metric) < 0.4
     assert max(metric) > 0.6
+    best = value(measured, "best_metric")
+    assert value(measured, "learning_starts") < best < 1.0
 
 
 def test_bf16_and_a_stream_without_length() -> None:

@@ -35,6 +35,7 @@ _MEANING = {
     "learning_starts": "the loss begins to fall",
     "steepest": "the loss falls fastest",
     "minimum": "the lowest loss of the ramp",
+    "best_metric": "the best metric of the ramp, on validation",
 }
 
 

@@ -45,7 +45,7 @@ from anybatch.training.training import Training
 
 __all__ = ["LRRangeSettings", "measure_lr_range"]
 
-_METRIC_EVERY = 4  # updates of a ramp
+_METRIC_EVERY = 2  # updates of a ramp
 _OCTAVES_BELOW = 8.0  # the ramp's guess that may be tried
 _USUAL_PROBES = 5.5  # at their full length, from the first beginning
 _BASE_SHARE = 0.25  # of max_lr, at most
@@ -64,6 +64,7 @@ class LRRangeSettings:
             data for a training under way; other seeds of the generators for a loop of your own.
         probe_updates: of a short training at constant lr, >= 10; 0 tries none and reads the ramp
             alone.
+        metric_direction: which way the metric of a loop of your own is better.
     """
 
     start_lr: float = 1e-7
@@ -72,6 +73,7 @@ class LRRangeSettings:
     spacing: Literal["log", "linear"] = "log"
     repeats: int = 1
     probe_updates: int = 64
+    metric_direction: Literal["max", "min"] = "max"
 
     def __post_init__(self) -> None:
         require_choices(self)
@@ -120,8 +122,9 @@ def measure_lr_range(
     Returns:
         A measurement of kind "lr-range". Estimates, all learning rates: "learning_starts",
         "steepest" and "minimum" of the ramp; "edge", the largest constant lr that still learns;
-        "max_lr", to train with, or for the top of a cycle; "base_lr", for its bottom. A value is
-        None, with its reason, where the samples do not tell. Findings: "never-learned",
+        "max_lr", to train with, or for the top of a cycle; "base_lr", for its bottom; and where
+        there is a metric, "best_metric", the lr of the ramp at which it is best. A value is None,
+        with its reason, where the samples do not tell. Findings: "never-learned",
         "never-diverged", "diverged-at-once", "noisy", "no-three-regions", "nan-gap",
         "too-few-points", "loss-ignores-weights", "non-finite-data", "not-restored".
 
@@ -145,7 +148,7 @@ def measure_lr_range(
         >>> recipe = Recipe(optimizer=SGDSettings(lr=0.1), batch_size=32)
         >>> found = measure_lr_range(task, recipe, settings=LRRangeSettings(probe_updates=0))
         >>> sorted(found.estimates)
-        ['base_lr', 'edge', 'learning_starts', 'max_lr', 'minimum', 'steepest']
+        ['base_lr', 'best_metric', 'edge', 'learning_starts', 'max_lr', 'minimum', 'steepest']
     """
     settings = settings or LRRangeSettings()
     needed = max(settings.num_updates, settings.probe_updates)
@@ -298,12 +301,16 @@ def _measured(
     else:
         estimates["max_lr"] = _max_lr_of_curve(reading)
     estimates["base_lr"] = _base_lr(estimates)
+    described = subject.described()
+    best_metric = _best_metric(test, described.get("metric_direction"))
+    if best_metric is not None:
+        estimates["best_metric"] = best_metric
     findings = [*test.findings, *_restore_findings(subject.not_covered())]
     findings += [f for f in reading.findings if _still_holds(f, estimates)]
     columns = zip(*test.rows, strict=True)
     return Measurement(
         kind="lr-range",
-        settings={**dataclasses.asdict(test.settings), **subject.described()},
+        settings=dataclasses.asdict(test.settings) | described,
         samples={name: tuple(c) for name, c in zip(_COLUMNS, columns, strict=True)},
         estimates=estimates,
         seconds=0.0,
@@ -325,6 +332,21 @@ def _max_lr_of_curve(reading: CurveReading) -> Estimate:
         high=max(minimum.high, steepest.value),
         reason="read from the ramp alone",
     )
+
+
+def _best_metric(test: _Test, direction: str | None) -> Estimate | None:
+    """The lr of the ramp at which the metric is best; None where no metric was measured."""
+    sign = -1.0 if (direction or test.settings.metric_direction) == "max" else 1.0
+    ramps: dict[float, dict[float, float]] = {}
+    for stage, repeat, _, _, lr, _, metric in test.rows:
+        if stage == 0 and math.isfinite(metric):
+            ramps.setdefault(repeat, {})[lr] = sign * metric
+    if not ramps:
+        return None
+    longest = max(ramps.values(), key=len)
+    return read_curve(list(longest), *(list(ramp.values()) for ramp in ramps.values())).estimates[
+        "minimum"
+    ]
 
 
 def _base_lr(estimates: dict[str, Estimate]) -> Estimate:
