@@ -26,6 +26,15 @@ BROKEN_ARROWS = {
     "training reaches studies": ("training/loop.py", "import anybatch.studies.run_study"),
     "studies reach commands": ("studies/run_study.py", "import anybatch.commands.train"),
     "commands reach the options": ("commands/tasks.py", "import anybatch.cli"),
+    "measuring reaches reporting": ("measuring/lr_range.py", "import anybatch.reporting.page"),
+    "measuring reaches commands": ("measuring/loops.py", "import anybatch.commands.lr_range"),
+    "reporting reaches training": ("reporting/page.py", "import anybatch.training.loop"),
+    "reporting reaches torch": ("reporting/figures.py", "import torch"),
+    "a command about runs reaches torch": ("commands/compare.py", "import anybatch.world"),
+    "drawing reaches torch": ("drawing.py", "import torch"),
+    "drawing reaches numpy": ("lr_range_drawing.py", "import numpy"),
+    "a noun reaches reporting": ("measurement.py", "import anybatch.reporting.page"),
+    "a noun reaches measuring": ("run.py", "import anybatch.measuring.lr_range"),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import anybatch
+from anybatch.measurement import Estimate, Measurement
 from anybatch.recipe import Recipe, SGDSettings
 from anybatch.recipe_file import load_recipe
 from anybatch.records import EvalRecord
@@ -20,6 +22,21 @@ from anybatch.run import Run, Status
 from anybatch.study import Study
 
 HEAVY = ("torch", "numpy", "matplotlib", "PIL")
+RECIPE = Recipe(optimizer=SGDSettings(lr=0.1))
+
+
+def an_evaluation(metric: float) -> EvalRecord:
+    return EvalRecord(
+        update=1,
+        examples=8,
+        epoch=1.0,
+        split="test",
+        loss=0.1,
+        metric=metric,
+        metric_name="accuracy",
+        seconds=1.0,
+        evaluation_seconds=0.1,
+    )
 
 
 def without(forbidden: tuple[str, ...], code: str) -> None:
@@ -79,7 +96,7 @@ def test_nouns_are_imported_without_torch() -> None:
         "controllers", "errors", "measurement", "progress", "recipe", "recipe_file",
         "recipe_mapping", "recipe_parts", "records", "run", "schedules", "study", "durations",
         "schedule_parts", "plain_schedules", "stepped_schedules", "cyclic_schedules", "course",
-        "preview",
+        "preview", "drawing", "lr_range_drawing",
     ]  # fmt: skip
     imports = "".join(f"import anybatch.{noun}\n" for noun in nouns)
     public = "InputError Patience Measurement Recipe load_recipe EvalRecord Run Study Cosine epochs"
@@ -88,22 +105,9 @@ def test_nouns_are_imported_without_torch() -> None:
 
 
 def test_runs_studies_and_schedules_are_read_without_torch(tmp_path: Path) -> None:
-    recipe = Recipe(optimizer=SGDSettings(lr=0.1))
-    study = Study.create(tmp_path / "study", {"a": recipe}, [0], {"name": "digits"})
+    study = Study.create(tmp_path / "study", {"a": RECIPE}, [0], {"name": "digits"})
     run = Run.create(study.trials()[0].path, study.trials()[0].recipe, {"name": "digits"})
-    run.append(
-        EvalRecord(
-            update=1,
-            examples=8,
-            epoch=1.0,
-            split="test",
-            loss=0.1,
-            metric=0.9,
-            metric_name="accuracy",
-            seconds=1.0,
-            evaluation_seconds=0.1,
-        )
-    )
+    run.append(an_evaluation(0.9))
     run.write_status(Status(name="finished"))
     code = f"""
 import anybatch as ab
@@ -122,8 +126,13 @@ HELP = [
     ["--help"],
     ["train", "--help"],
     ["recipe", "show", "--help"],
+    ["lr-range", "--help"],
+    ["report", "--help"],
+    ["compare", "--help"],
+    ["recipe", "preview", "--help"],
     ["recipe", "list"],
     ["recipe", "show", "mnist"],
+    ["recipe", "preview", "mnist", "--examples", "54000"],
     ["tasks"],
     ["--version"],
 ]
@@ -133,6 +142,51 @@ def test_help_recipes_and_the_list_of_tasks_import_neither_torch_nor_rich() -> N
     calls = "".join(f"assert main({arguments!r}) == 0\n" for arguments in HELP)
     forbidden = ("torch", "matplotlib", "rich", "jinja2")
     without(forbidden, "from anybatch.cli import main\n" + calls)
+
+
+def test_reports_and_comparisons_are_made_without_torch(tmp_path: Path) -> None:
+    study = Study.create(tmp_path / "study", {"a": RECIPE, "b": RECIPE}, [0, 1], {"name": "digits"})
+    for trial in study.trials():
+        run = Run.create(trial.path, trial.recipe, {"name": "digits"})
+        run.append(an_evaluation(0.9 + 0.01 * trial.seed))
+        run.write_status(Status(name="finished"))
+    lr_range = Measurement(
+        kind="lr-range",
+        settings={},
+        samples=dict.fromkeys(("stage", "repeat", "series", "lr", "loss"), (0.0, 0.5, 1.0)),
+        estimates={"max_lr": Estimate(value=0.1, low=0.05, high=0.2)},
+        seconds=1.0,
+        examples=8,
+    )
+    run.add_measurement(lr_range)
+    arms = [f"{study.path}:{arm}" for arm in ("a", "b")]
+    calls = [
+        ["report", str(study.path), "--out", str(tmp_path / "page.html")],
+        ["report", str(run.path), "--out", str(tmp_path / "figures"), "--format", "svg"],
+        ["compare", *arms],
+        ["recipe", "preview", "digits", "--examples", "1293", "--out", str(tmp_path / "lr.svg")],
+    ]
+    lines = "".join(f"assert main({call!r}) == 0\n" for call in calls)
+    without(("torch",), "from anybatch.cli import main\n" + lines)
+    assert (tmp_path / "page.html").exists()
+    assert list((tmp_path / "figures").glob("*.svg"))
+
+
+@pytest.mark.parametrize("name", anybatch.__all__)
+def test_every_public_name_is_documented_where_it_is_made(name: str) -> None:
+    value = getattr(anybatch, name)
+    text = inspect.getdoc(value)
+    assert text, name
+    assert not text.startswith(f"{name}("), name  # what dataclass writes by itself
+    if inspect.isfunction(value):
+        for parameter in inspect.signature(value).parameters:
+            assert f"{parameter}:" in text or len(inspect.signature(value).parameters) == 1, name
+
+
+def test_what_measures_draws_and_compares_is_public() -> None:
+    new = {"measure_lr_range", "LRRangeSettings", "Measurement", "Estimate", "Finding",
+           "write_report", "compare_runs", "ReduceOnPlateau"}  # fmt: skip
+    assert new <= set(anybatch.__all__)
 
 
 def test_the_module_is_the_program() -> None:

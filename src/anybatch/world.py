@@ -64,6 +64,17 @@ class World:
         world._made_group = made_group
         return world
 
+    @classmethod
+    def of_group(cls, device: torch.device) -> World:
+        """The world of the process group that somebody has made, or a world of one.
+
+        Args:
+            device: where this process computes; nothing is set.
+        """
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls(device)
+        return cls(device, rank=dist.get_rank(), size=dist.get_world_size())
+
     @property
     def is_first(self) -> bool:
         """Whether this is rank 0, which alone writes files and prints."""

@@ -10,15 +10,14 @@ import pytest
 
 __all__ = ["launch"]
 
-SECONDS_ALLOWED = 200
 
-
-def launch(num_processes: int, *arguments: str) -> str:
+def launch(num_processes: int, *arguments: str, seconds_allowed: float = 200.0) -> str:
     """Run `arguments` under torchrun; a rank's failure, or a hang, fails the test.
 
     Args:
         num_processes: that train together, on this machine.
         arguments: a script and its arguments, or "-m" and a module.
+        seconds_allowed: after which it counts as hung.
 
     Returns:
         What the ranks wrote on standard output.
@@ -32,10 +31,10 @@ def launch(num_processes: int, *arguments: str) -> str:
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
     try:
-        output, errors = launcher.communicate(timeout=SECONDS_ALLOWED)
+        output, errors = launcher.communicate(timeout=seconds_allowed)
     except subprocess.TimeoutExpired:
         launcher.terminate()  # the launcher ends its ranks
         _, errors = launcher.communicate(timeout=60)
-        pytest.fail(f"not done after {SECONDS_ALLOWED} s:\n{errors[-6000:]}")
+        pytest.fail(f"not done after {seconds_allowed:g} s:\n{errors[-6000:]}")
     assert launcher.returncode == 0, errors[-6000:]
     return output

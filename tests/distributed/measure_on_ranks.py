@@ -1,6 +1,6 @@
 """What every rank runs: LR range tests, one after the other, each Measurement into a file.
 
-python -m torch.distributed.run --nproc-per-node=N measure_on_ranks.py FOLDER
+python -m torch.distributed.run --nproc-per-node=N measure_on_ranks.py MODE FOLDER
 """
 
 from __future__ import annotations
@@ -78,14 +78,13 @@ def under_way() -> Measurement:
 
 
 def own_loop() -> Measurement:
-    """A loop with its own group and wrapper; on rank 1 the losses are 100 times those of rank 0."""
+    """A loop with a wrapper of its own; on rank 1 the losses are 100 times those of rank 0."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     inputs = torch.eye(4, dtype=torch.float64).repeat(2, 1)
     inputs[4:] *= 10.0
     torch.manual_seed(0)
     model: nn.Module = nn.Linear(4, 1).double()
     if size > 1:
-        dist.init_process_group("gloo")
         inputs = inputs.chunk(size)[dist.get_rank()]
         model = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -101,13 +100,10 @@ def own_loop() -> Measurement:
 
     measured = measure_lr_range(step=step, optimizer=optimizer, restore=[model], settings=SETTINGS)
     if size > 1:
-        assert dist.is_initialized(), "somebody else's group was closed"
         firsts: list[Any] = [None] * size
         dist.all_gather_object(firsts, own_losses)
         assert firsts[0] != firsts[1], "the ranks must disagree for this to show anything"
         assert len(firsts[0]) == len(firsts[1]) == len(measured.samples["loss"])
-        dist.barrier()
-        dist.destroy_process_group()
     return measured
 
 
@@ -120,11 +116,27 @@ CASES: dict[str, Callable[[], Measurement]] = {
 }
 
 
-def main(folder: Path) -> None:
+def keep(folder: Path, name: str, measured: Measurement) -> None:
+    text = json.dumps(measured.to_dict(), allow_nan=False)
+    (folder / f"{name}-{os.environ['RANK']}.json").write_text(text)
+
+
+def in_an_own_group(folder: Path) -> None:
+    """Every case within a group that this script makes, which nobody else may close."""
+    dist.init_process_group("gloo")
     for name, case in CASES.items():
-        text = json.dumps(case().to_dict(), allow_nan=False)
-        (folder / f"{name}-{os.environ['RANK']}.json").write_text(text)
+        keep(folder, name, case())
+        assert dist.is_initialized(), "somebody else's group was closed"
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def without_group(folder: Path) -> None:
+    """Three measurements, each of which makes its group and leaves it."""
+    for name in ("first", "second", "third"):
+        keep(folder, name, learns())
+        assert not dist.is_initialized()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    {"own-group": in_an_own_group, "no-group": without_group}[sys.argv[1]](Path(sys.argv[2]))

@@ -153,6 +153,55 @@ def test_without_divergence_the_edge_is_a_bound() -> None:
     assert edge.low == pytest.approx(1.0, rel=1e-6)
 
 
+def test_a_loss_that_still_falls_has_its_minimum_further_on() -> None:
+    reading = read_curve(LRS.tolist(), noisy(sigmoid_drop(0.3, edge=1e9), 0.02, 0))
+    minimum = reading.estimates["minimum"]
+    assert minimum.value is None
+    assert 0.5 < minimum.low <= 1.0
+    assert minimum.high == math.inf
+
+
+def test_the_first_ramp_to_blow_up_decides_the_edge() -> None:
+    sooner, later = sigmoid_drop(1e-3, edge=1e9), sigmoid_drop(1e-3, edge=1e9)
+    sooner[80:], later[90:] = math.nan, math.nan
+    for ramps in ((sooner, later), (later, sooner)):
+        reading = read_curve(LRS.tolist(), *(ramp.tolist() for ramp in ramps))
+        assert reading.estimates["edge"].value == pytest.approx(LRS[80], rel=0.3)
+
+
+def test_one_ramp_of_few_losses_is_too_few() -> None:
+    whole = sigmoid_drop(1e-3, edge=1e9).tolist()
+    reading = read_curve(LRS.tolist(), whole, whole[:5])
+    assert names(reading) == ["too-few-points"]
+    assert reading.findings[0].sentence.startswith("5 finite losses")
+
+
+def test_a_fall_that_the_noise_half_hides_is_called_noisy() -> None:
+    found = [
+        names(read_curve(LRS.tolist(), noisy(sigmoid_drop(6.9e-3, edge=1e9), 2.5, seed)))
+        for seed in range(6)
+    ]
+    assert sum(name == ["noisy"] for name in found) >= 3, found
+
+
+def test_intervals_hold_the_truth() -> None:
+    """95 % are meant; less than nine in twelve would be seen."""
+    held = 0
+    for seed in range(12):
+        reading = read_curve(LRS.tolist(), noisy(sigmoid_drop(6.9e-3), 0.3, seed))
+        steepest = reading.estimates["steepest"]
+        held += steepest.low <= 6.9e-3 <= steepest.high
+    assert held >= 9
+
+
+def test_the_fitted_curve_is_the_loss_where_nothing_is_noisy() -> None:
+    losses = 5.0 + sigmoid_drop(6.9e-3)
+    fitted = read_curve(LRS.tolist(), losses.tolist()).fitted
+    quiet = LRS < 0.2
+    found = np.interp(np.log(LRS[quiet]), np.log(fitted["lr"]), fitted["loss"])
+    assert np.abs(found - losses[quiet]).max() < 0.1
+
+
 @pytest.mark.parametrize("offset", [-100.0, 0.0, 1e-8])
 @pytest.mark.parametrize("scale", [1.0, 1e-9])
 def test_the_stop_rule_works_for_negative_and_tiny_losses(offset: float, scale: float) -> None:

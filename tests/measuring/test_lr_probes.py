@@ -163,6 +163,17 @@ def test_where_none_diverges_the_edge_is_at_least_the_largest() -> None:
     assert best_lr(probes, PLAN).value is not None
 
 
+@pytest.mark.parametrize("best", [-300.0, 300.0])
+def test_however_far_away_the_best_is_it_ends_soon(best: float) -> None:
+    plan = replace(PLAN, lowest=-400.0, highest=400.0)
+    hopeless = search(lambda octave, repeat: [math.nan] * UPDATES, plan)
+    assert len(hopeless) <= 12
+    for repeats in (1, 2):
+        # Above the best: nothing diverges, so the search goes up from it as far as it may.
+        probes = search(valley(best, top=0.0), replace(plan, repeats=repeats))
+        assert len(probes) <= MOST_PROBES + MOST_OF_LATER * (repeats - 1)
+
+
 # --- giving up -----------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["blow_up", "final_rise", "noise_of"]
+__all__ = ["blow_up", "error_inflation", "final_rise", "noise_of"]
 
 _Array = NDArray[np.float64]
 
@@ -29,6 +29,25 @@ def noise_of(losses: _Array) -> float:
         return 0.0
     second = losses[1:-1] - 0.5 * (losses[:-2] + losses[2:])
     return float(1.4826 * np.median(np.abs(second)) / math.sqrt(1.5))
+
+
+def error_inflation(residual: _Array, lag: int = 1) -> float:
+    """Factor on the standard error of a mean where neighbours err alike: sqrt((1 + r) / (1 - r)).
+
+    Args:
+        residual: (points,), mean 0.
+        lag: distance between neighbours of the same ramp, >= 1.
+
+    Example:
+        >>> error_inflation(np.array([1.0, -1.0] * 8)), error_inflation(np.zeros(9))
+        (1.0, 1.0)
+    """
+    square = float(residual @ residual)
+    if len(residual) < 4 * lag or square < 1e-300:
+        return 1.0
+    correlation = float(residual[lag:] @ residual[:-lag]) / square
+    r = min(max(correlation, 0.0), 0.95)
+    return math.sqrt((1.0 + r) / (1.0 - r))
 
 
 def blow_up(losses: Sequence[float]) -> int | None:

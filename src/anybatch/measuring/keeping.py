@@ -1,8 +1,8 @@
 """What a measurement on somebody's own loop keeps and puts back, bit for bit.
 
 parameters of every optimizer, gradients, the optimizers' state and settings
-modules: parameters, every buffer, training mode of each part
-objects with state_dict and load_state_dict; generators; lists and dicts
+modules: parameters, every buffer (also one that was replaced), extra state, training mode
+objects with state_dict and load_state_dict; generators; lists and dicts of all of these
 the global generators of torch, CUDA, numpy and Python
 """
 
@@ -11,17 +11,19 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Iterable, MutableMapping, MutableSequence, Sequence
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anybatch.training.snapshot import load_random_state, random_state
+from anybatch.training.snapshot import load_random_state, random_state, seed_everything
 
 __all__ = ["Kept"]
 
 _PutBack = Callable[[], None]
+_Generator: TypeAlias = torch.Generator | np.random.Generator | random.Random
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, tuple, frozenset)
 
 
 @final
@@ -36,49 +38,84 @@ class Kept:
         not_covered: what could not be kept, in words.
     """
 
-    def __init__(self, optimizers: Sequence[torch.optim.Optimizer], things: Iterable[Any]) -> None:
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer], things: Sequence[Any]) -> None:
         self.not_covered: list[str] = []
-        self._scalers = [thing for thing in things if callable(getattr(thing, "get_scale", None))]
+        self._scalers: list[Any] = []
+        self._generators: list[_Generator] = []
+        self._has_module = False
+        self._seen: set[int] = set()
         self._random = random_state()
-        parameters = {id(p): p for o in optimizers for g in o.param_groups for p in g["params"]}
-        self._watched = [(p, p.detach().clone()) for p in parameters.values()]
-        self._actions: list[_PutBack] = [_tensors(parameters.values())]
-        self._actions += [_gradients(parameters.values())]
-        self._actions += [_optimizer(optimizer) for optimizer in optimizers]
-        known = {id(optimizer) for optimizer in optimizers}
-        for thing in things:
-            if id(thing) not in known:
-                self._actions += self._keep(thing)
-        if not any(isinstance(thing, nn.Module) for thing in things):
+        parameters = _parameters(optimizers)
+        self._watched = [(p, p.detach().clone()) for p in parameters]
+        self._actions: list[_PutBack] = []
+        for thing in (*optimizers, *things):
+            self._keep(thing)
+        if not self._has_module:
             self.not_covered.append(
                 "buffers (BatchNorm's running statistics) and train/eval mode, as no module is in "
                 "restore"
             )
 
-    def _keep(self, thing: Any) -> list[_PutBack]:
-        """Ways to put `thing` back; what has none is noted."""
+    def _keep(self, thing: Any) -> None:
+        """Note how to put `thing` back; of what has no way, that it has none."""
+        if id(thing) in self._seen:
+            return
+        self._seen.add(id(thing))
         if isinstance(thing, nn.Module):
-            tensors = [*thing.parameters(), *thing.buffers()]
-            return [_tensors(tensors), _gradients(thing.parameters()), _modes(thing)]
-        if isinstance(thing, torch.optim.Optimizer):
-            parameters = [p for group in thing.param_groups for p in group["params"]]
-            return [_tensors(parameters), _gradients(parameters), _optimizer(thing)]
-        if hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict"):
-            return [_stateful(thing)]
-        if isinstance(thing, (torch.Generator, np.random.Generator, random.Random)):
-            return [_generator(thing)]
+            self._has_module = True
+            self._actions += [_tensors(thing.parameters()), _gradients(thing.parameters())]
+            self._actions += [_buffers(thing), _modes(thing)]
+        elif isinstance(thing, torch.optim.Optimizer):
+            parameters = _parameters([thing])
+            self._actions += [_tensors(parameters), _gradients(parameters), _optimizer(thing)]
+        elif isinstance(thing, (torch.Generator, np.random.Generator, random.Random)):
+            self._generators.append(thing)
+            self._actions.append(_generator(thing))
+        elif isinstance(thing, (MutableMapping, MutableSequence)):
+            self._actions.append(_container(thing))
+            for item in list(thing.values() if isinstance(thing, MutableMapping) else thing):
+                self._keep(item)
+        else:
+            self._keep_other(thing)
+
+    def _keep_other(self, thing: Any) -> None:
+        """What is neither a module, an optimizer, a generator nor a container of things."""
         if isinstance(thing, Tensor):
-            return [_tensors([thing])]
-        if isinstance(thing, (MutableMapping, MutableSequence)):
-            return [_container(thing)]
-        self.not_covered.append(_described(thing))
-        return []
+            self._actions.append(_tensors([thing]))
+        elif hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict"):
+            self._actions.append(_stateful(thing))
+            if callable(getattr(thing, "get_scale", None)):
+                self._scalers.append(thing)
+        elif not isinstance(thing, _PLAIN):
+            self.not_covered.append(_described(thing))
 
     def put_back(self) -> None:
-        """Everything as it was found."""
+        """Everything as it was found.
+
+        Raises:
+            Exception: the first that one of them raised, after all others have been put back.
+        """
+        first: Exception | None = None
         for action in self._actions:
-            action()
+            try:
+                action()
+            except Exception as error:  # one that fails must not keep the others away
+                first = first or error
         load_random_state(self._random)
+        if first is not None:
+            raise first
+
+    def reseed(self, seed: int) -> None:
+        """Other draws than those of before, from every generator that is known."""
+        seed_everything(seed)
+        for generator in self._generators:
+            if isinstance(generator, torch.Generator):
+                generator.manual_seed(seed)
+            elif isinstance(generator, random.Random):
+                generator.seed(seed)
+            else:
+                kind: Any = type(generator.bit_generator)
+                generator.bit_generator.state = kind(seed).state
 
     def has_changed(self) -> bool:
         """Whether a parameter of the optimizers differs from how it was found."""
@@ -87,6 +124,11 @@ class Kept:
     def scales(self) -> list[float]:
         """Present scale of each gradient scaler: it falls where an update was skipped."""
         return [float(scaler.get_scale()) for scaler in self._scalers]
+
+
+def _parameters(optimizers: Iterable[torch.optim.Optimizer]) -> list[Tensor]:
+    found = {id(p): p for o in optimizers for g in o.param_groups for p in g["params"]}
+    return list(found.values())
 
 
 def _described(thing: Any) -> str:
@@ -98,12 +140,14 @@ def _described(thing: Any) -> str:
 
 
 def _tensors(tensors: Iterable[Tensor]) -> _PutBack:
-    kept = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    kept = [(tensor, tensor.detach().clone(), tensor.requires_grad) for tensor in tensors]
 
     @torch.no_grad()
     def put_back() -> None:
-        for tensor, value in kept:
+        for tensor, value, requires_grad in kept:
             tensor.copy_(value)
+            if tensor.is_leaf:
+                tensor.requires_grad_(requires_grad)
 
     return put_back
 
@@ -120,6 +164,31 @@ def _gradients(parameters: Iterable[Tensor]) -> _PutBack:
     return put_back
 
 
+def _buffers(module: nn.Module) -> _PutBack:
+    """The buffers of every part, the same tensors also where they were replaced; extra state."""
+    parts = list(module.modules())
+    kept = [(part, dict(part._buffers)) for part in parts]
+    buffers = [b for _, found in kept for b in found.values() if b is not None]
+    values = [(buffer, buffer.detach().clone()) for buffer in buffers]
+    extra = [
+        (part, copy.deepcopy(part.get_extra_state()))
+        for part in parts
+        if type(part).get_extra_state is not nn.Module.get_extra_state
+    ]
+
+    @torch.no_grad()
+    def put_back() -> None:
+        for part, found in kept:
+            part._buffers.clear()
+            part._buffers.update(found)
+        for buffer, value in values:
+            buffer.copy_(value)
+        for part, state in extra:
+            part.set_extra_state(copy.deepcopy(state))
+
+    return put_back
+
+
 def _modes(module: nn.Module) -> _PutBack:
     kept = [(part, part.training) for part in module.modules()]
 
@@ -132,49 +201,72 @@ def _modes(module: nn.Module) -> _PutBack:
 
 def _optimizer(optimizer: torch.optim.Optimizer) -> _PutBack:
     """State and settings, exactly: `load_state_dict` would cast them to the parameters' type."""
-    state = {p: copy.deepcopy(values) for p, values in optimizer.state.items()}
+    state = {p: (values, copy.deepcopy(values)) for p, values in optimizer.state.items()}
     groups = [
-        {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
+        (group, dict(group), {k: copy.deepcopy(v) for k, v in group.items() if k != "params"})
         for group in optimizer.param_groups
     ]
-    tensor_lrs = [group["lr"] for group in optimizer.param_groups]
 
     def put_back() -> None:
         optimizer.state.clear()
-        optimizer.state.update({p: copy.deepcopy(values) for p, values in state.items()})
-        for group, kept, lr in zip(optimizer.param_groups, groups, tensor_lrs, strict=True):
-            for key in [key for key in group if key != "params" and key not in kept]:
-                del group[key]
-            group.update({key: copy.deepcopy(value) for key, value in kept.items()})
-            if isinstance(lr, Tensor):  # the same tensor: a compiled step holds it
-                group["lr"] = lr.fill_(float(kept["lr"]))
+        for parameter, (found, values) in state.items():
+            _restore_values(found, values)
+            optimizer.state[parameter] = found
+        del optimizer.param_groups[len(groups) :]  # added during the measurement
+        for group, found, values in groups:
+            group.clear()
+            group.update(found)
+            _restore_values(group, {"params": found["params"]} | values)
 
     return put_back
 
 
+@torch.no_grad()
+def _restore_values(live: dict[str, Any], values: dict[str, Any]) -> None:
+    """Make `live` hold `values`, its own tensors refilled where they fit: others may hold them."""
+    for key in [key for key in live if key not in values]:
+        del live[key]
+    for key, value in values.items():
+        found = live.get(key)
+        if _fits(found, value):
+            live[key].copy_(value)
+        else:
+            live[key] = value if key == "params" else copy.deepcopy(value)
+
+
+def _fits(found: Any, value: Any) -> bool:
+    """Whether one tensor can be refilled from the other."""
+    both = isinstance(found, Tensor) and isinstance(value, Tensor)
+    return both and found.shape == value.shape and found.dtype == value.dtype
+
+
 def _stateful(thing: Any) -> _PutBack:
     state = copy.deepcopy(thing.state_dict())
+    unscaled = copy.deepcopy(getattr(thing, "_per_optimizer_states", None))  # of a GradScaler
 
     def put_back() -> None:
         thing.load_state_dict(copy.deepcopy(state))
+        if unscaled is not None:
+            thing._per_optimizer_states = copy.deepcopy(unscaled)
 
     return put_back
 
 
 def _container(thing: MutableMapping[Any, Any] | MutableSequence[Any]) -> _PutBack:
-    kept: Any = copy.deepcopy(dict(thing) if isinstance(thing, MutableMapping) else list(thing))
+    """The same things in it as before; they are themselves put back apart."""
+    kept: Any = dict(thing) if isinstance(thing, MutableMapping) else list(thing)
 
     def put_back() -> None:
         thing.clear()
         if isinstance(thing, MutableMapping):
-            thing.update(copy.deepcopy(kept))
+            thing.update(kept)
         else:
-            thing.extend(copy.deepcopy(kept))
+            thing.extend(kept)
 
     return put_back
 
 
-def _generator(thing: torch.Generator | np.random.Generator | random.Random) -> _PutBack:
+def _generator(thing: _Generator) -> _PutBack:
     if isinstance(thing, torch.Generator):
         state: Any = thing.get_state()
     elif isinstance(thing, random.Random):

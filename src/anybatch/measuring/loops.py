@@ -14,16 +14,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from anybatch.data.source import Source
 from anybatch.errors import InputError
+from anybatch.measuring.blow_up import final_rise
 from anybatch.measuring.keeping import Kept
 from anybatch.recipe import Recipe, Schedules
-from anybatch.schedules import Constant, updates
+from anybatch.schedules import updates
 from anybatch.task import Task
 from anybatch.training.evaluation import evaluate
-from anybatch.training.snapshot import preserved_random_state, preserved_training, seed_everything
+from anybatch.training.snapshot import preserved_random_state, preserved_training
 from anybatch.training.training import Training
 from anybatch.world import World
 
@@ -31,6 +34,7 @@ __all__ = ["Loop", "OwnLoop", "Sample", "TrainingLoop", "new_training"]
 
 _METRIC_EXAMPLES = 500
 _LONGEST = 10**9  # updates: a measurement ends by itself
+_SEEDS_APART = 1_000_003  # between ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +57,6 @@ class Sample:
 class Loop(Protocol):
     """What an LR range test needs of a training."""
 
-    @property
-    def lr(self) -> float:
-        """Learning rate of the first parameter group, as found."""
-        ...
-
     def update(self, lr: float, *, with_metric: bool = False) -> Sample:
         """One update at this learning rate, the other groups in their ratios to the first."""
         ...
@@ -66,9 +65,8 @@ class Loop(Protocol):
         """Go back to where the loop was when the measurement began."""
         ...
 
-    @property
     def ignores_weights(self) -> bool:
-        """Whether the updates so far gave no gradient at all: the loss ignores the weights."""
+        """Whether the updates so far gave no gradient at all; every rank must call."""
         ...
 
     def bad_data(self) -> str:
@@ -76,11 +74,18 @@ class Loop(Protocol):
         ...
 
 
+def _follows_divergence(error: Exception, losses: Sequence[float]) -> bool:
+    """Whether an error is what a diverged model raises (a distribution of nan, exp of the loss)."""
+    if isinstance(error, InputError) or not losses:
+        return False
+    return not math.isfinite(losses[-1]) or final_rise(np.asarray(losses), 1) is not None
+
+
 # --- a training of ours ------------------------------------------------------------------------
 
 
 def new_training(task: Task, recipe: Recipe, *, seed: int, world: World | None) -> Training:
-    """A training of a recipe whose lr is to be found: constant lr, without an end, target or stop.
+    """A training of a recipe whose lr is to be found: no schedule, target or stop.
 
     Args:
         task: what is to be learned.
@@ -91,73 +96,57 @@ def new_training(task: Task, recipe: Recipe, *, seed: int, world: World | None) 
     stopping = dataclasses.replace(
         recipe.stopping, target=None, patience=None, evaluate_every=updates(_LONGEST)
     )
-    schedules = dataclasses.replace(recipe.schedules, lr=Constant(), batch_size=Constant())
-    return Training(
-        task,
-        dataclasses.replace(
-            recipe,
-            seed=seed,
-            duration=updates(_LONGEST),
-            schedules=_without_momentum(schedules),
-            stopping=stopping,
-        ),
-        world=world,
+    changed = dataclasses.replace(
+        recipe,
+        seed=seed,
+        duration=updates(_LONGEST),
+        schedules=Schedules(),
+        stopping=stopping,
+        plateau=None,
     )
-
-
-def _without_momentum(schedules: Schedules) -> Schedules:
-    """Momentum and decay at their settings: what their schedules do depends on a whole run."""
-    return dataclasses.replace(schedules, momentum=Constant(), weight_decay=Constant())
+    return Training(task, changed, world=world)
 
 
 @final
 class TrainingLoop:
     """Drives a Training; made by `TrainingLoop.around`, which puts it back at the end.
 
-    An update whose loss is not finite is left out: the weights stay, so that a bad batch is told
-    from a divergence.
+    Schedules and batch size stand still where they are; the data go on. An update whose loss is
+    not finite is left out: the weights stay, so that a bad batch is told from a divergence.
 
     Args:
         training: to drive; a loop may restart it as often as it likes.
-        needed: updates that will be taken between two restarts, at most.
     """
 
-    def __init__(self, training: Training, *, needed: int) -> None:
-        self._training, self._needed = training, needed
-        hyperparameters = training.one_step.hyperparameters
-        hyperparameters.apply(training.feed.position())
-        self._lr = hyperparameters.current()["lr"]
-        if self._lr <= 0.0:
-            raise InputError("optimizer.lr", "must be > 0 to be varied", self._lr)
+    def __init__(self, training: Training) -> None:
+        self._training = training
+        if not training.one_step.hyperparameters.can_move_lr:
+            raise InputError("optimizer.lr", "must be > 0 to be varied", 0.0)
         self._state = copy.deepcopy(training.state_dict())
+        self._position = training.feed.position()
+        self._feed = training.feed.standing_still()
+        self._beginning = self._feed.state_dict()
         self._batches_ahead = 0
-        self._last: tuple[int, int, int] | None = None
-        self._largest_gradient = 0.0
-        self._gradients_seen = 0
+        self._last = (0, 0, 0)  # epoch, offset and examples of the last update
+        self._losses: list[float] = []  # since the last restart
+        self._has_gradient = False
         self._metric_data = self._some_of_validation()
 
     @classmethod
     @contextmanager
-    def around(cls, training: Training, *, needed: int) -> Iterator[TrainingLoop]:
-        """A loop over a training that is bitwise as found afterwards, also after an exception.
-
-        Args:
-            training: may have come to its end; its position in the schedules is then a little
-                before.
-            needed: updates that will be taken between two restarts, at most.
-        """
-        hyperparameters = training.one_step.hyperparameters
-        factor = hyperparameters.lr_factor
+    def around(cls, training: Training) -> Iterator[TrainingLoop]:
+        """A loop over a training that is bitwise as found afterwards, also after an exception."""
         with preserved_training(training):
+            loop = cls(training)
             try:
-                yield cls(training, needed=needed)
+                yield loop
             finally:
-                hyperparameters.lr_factor = factor
+                loop.close()
 
-    @property
-    def lr(self) -> float:
-        """Of the first group, as found."""
-        return self._lr
+    def close(self) -> None:
+        """Let go of batches read ahead, and of the lr."""
+        self._feed.close()
+        self._training.one_step.hyperparameters.fixed_lr = None
 
     def update(self, lr: float, *, with_metric: bool = False) -> Sample:
         """One update at this learning rate.
@@ -165,18 +154,24 @@ class TrainingLoop:
         Collectives:
             Those of an update, and one all-reduce of a number; every rank must call.
         """
-        training = self._training
-        portion = training.feed.next()
-        self._last = (training.feed.epoch, training.feed.offset, portion.num_examples)
-        training.one_step.train_mode()
-        training.gradient(portion)
+        step, feed = self._training.one_step, self._feed
+        portion = feed.next()
+        self._last = (feed.epoch, feed.offset, portion.num_examples)
+        step.train_mode()
+        try:
+            step.gradient(portion)
+        except (ArithmeticError, ValueError) as error:
+            if self._training.world.size > 1 or not _follows_divergence(error, self._losses):
+                raise
+            feed.advance(portion.num_examples)
+            return Sample(math.nan, portion.num_examples)
         loss = self._mean_loss(portion.num_examples)
+        self._losses.append(loss)
         if math.isfinite(loss):
-            self._watch_gradient()
-            training.one_step.hyperparameters.lr_factor = lr / self._lr
-            training.update(portion.num_examples)
-        else:
-            training.feed.advance(portion.num_examples)
+            self._has_gradient = self._has_gradient or self._finds_gradient()
+            step.hyperparameters.fixed_lr = lr
+            step.update(self._position)
+        feed.advance(portion.num_examples)
         metric = self._metric() if with_metric and math.isfinite(loss) else math.nan
         return Sample(loss, portion.num_examples, metric)
 
@@ -189,27 +184,19 @@ class TrainingLoop:
         world.sum_in_place(total)
         return float(total) / num_examples
 
-    def _watch_gradient(self) -> None:
-        """Look at the first gradients: none at all means that the loss ignores the weights."""
-        if self._gradients_seen >= 3:
-            return
-        self._gradients_seen += 1
-        for parameter in self._training.model.parameters():
-            if parameter.grad is not None:
-                largest = float(parameter.grad.detach().abs().max()) if parameter.numel() else 0.0
-                self._largest_gradient = max(self._largest_gradient, largest)
+    def _finds_gradient(self) -> bool:
+        """Whether any gradient is other than 0, nan included."""
+        gradients = (parameter.grad for parameter in self._training.model.parameters())
+        return any(gradient is not None and bool((gradient != 0).any()) for gradient in gradients)
 
-    @property
     def ignores_weights(self) -> bool:
-        """Whether every gradient so far was exactly zero."""
-        return self._gradients_seen > 0 and self._largest_gradient == 0.0
+        """Whether every gradient so far was exactly zero; the same on every rank."""
+        return not self._has_gradient
 
     def bad_data(self) -> str:
         """Which example of the last update's batch is not finite."""
-        if self._last is None:
-            return ""
         try:
-            self._training.feed.refuse_bad_data(*self._last)
+            self._feed.refuse_bad_data(*self._last)
         except InputError as error:
             return str(error)
         return ""
@@ -217,22 +204,16 @@ class TrainingLoop:
     def restart(self) -> None:
         """Go back to the beginning; the state is copied, as an optimizer would change it."""
         self._training.load_state_dict(copy.deepcopy(self._state))
-        feed = self._training.feed
-        size = feed.next().num_examples if feed.examples < feed.total_examples else feed.last_size
-        left = feed.total_examples - feed.examples
-        position = feed.state_dict()
+        self._feed.load_state_dict(self._beginning)
+        self._losses = []
         if self._batches_ahead:
-            feed.advance(self._batches_ahead * size)
-            position = feed.state_dict() | {"examples": position["examples"]}
-        if left < self._needed * size:  # near its end: as if it had just enough left
-            position |= {"examples": max(0, feed.total_examples - self._needed * size)}
-        feed.load_state_dict(position)
+            self._feed.advance(self._batches_ahead * self._feed.next().num_examples)
 
     def begin_at(self, batches_ahead: int) -> None:
         """From the next restart on, begin this many batches further on in the data."""
         self._batches_ahead = batches_ahead
 
-    def _some_of_validation(self) -> Any:
+    def _some_of_validation(self) -> Source | None:
         source = self._training.task.source("validation")
         if source.num_examples is None or not source.random_access:
             return None
@@ -245,15 +226,9 @@ class TrainingLoop:
             return math.nan
         training = self._training
         objectives = (training.one_step.plain_loss, training.task.judge)
+        compute, world = training.recipe.compute, training.world
         with preserved_random_state():
-            _, metric = evaluate(
-                training.model,
-                self._metric_data,
-                objectives,
-                training.recipe.compute,
-                training.world,
-            )
-        return metric
+            return evaluate(training.model, self._metric_data, objectives, compute, world)[1]
 
 
 # --- anybody's loop ----------------------------------------------------------------------------
@@ -266,8 +241,12 @@ class OwnLoop:
     Args:
         step: takes one update at the optimizers' present lr; returns the loss, or (loss, metric),
             or a mapping with "loss" and perhaps "metric": numbers or tensors of one element.
-        optimizers: whose learning rates are moved together, each group in its ratio to the first.
+        optimizers: whose learning rates are moved together, each group in its ratio to the first
+            whose lr is not 0.
         kept: what is put back on a restart.
+        world: ranks among which decisions must agree.
+
+    Attributes:
         seed: of the generators after a restart; None puts them back as found.
     """
 
@@ -279,68 +258,85 @@ class OwnLoop:
         *,
         world: World,
     ) -> None:
-        self._step, self._optimizers, self._kept = step, optimizers, kept
-        self._world = world
+        self._step, self._kept, self._world = step, kept, world
         self._groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-        lrs = [float(group["lr"]) for group in self._groups]
-        if lrs[0] <= 0.0:
-            raise InputError("optimizer lr of the first group", "must be > 0", lrs[0])
-        self._lr, self._ratios = lrs[0], [lr / lrs[0] for lr in lrs]
+        self._ratios = _ratios(self._groups)
         self.seed: int | None = None
-        self._updates = 0
-
-    @property
-    def lr(self) -> float:
-        """Of the first group of the first optimizer, as found."""
-        return self._lr
+        self._losses: list[float] = []  # since the last restart
 
     def update(self, lr: float, *, with_metric: bool = False) -> Sample:
         """One call of the step function.
 
         Raises:
-            InputError: it returned no number, or changed the learning rate itself.
+            InputError: it returned no number, ran out of data, or changed the learning rate.
 
         Collectives:
-            One all-reduce of two numbers where ranks train together; every rank must call.
+            One all-reduce of three numbers where ranks train together; every rank must call.
         """
-        for group, ratio in zip(self._groups, self._ratios, strict=True):
+        for group, ratio in zip(self._groups, self._ratios, strict=False):
             _write_lr(group, lr * ratio)
+        written = [float(group["lr"]) for group in self._groups]
         scales = self._kept.scales()
-        loss, metric = _read(self._step())
-        self._updates += 1
-        found = float(self._groups[0]["lr"])
-        if not math.isclose(found, lr * self._ratios[0], rel_tol=1e-6):
+        loss, metric = self._one_step()
+        self._losses.append(loss)
+        found = [float(group["lr"]) for group in self._groups]
+        if found != written:
             rule = "must not change the learning rate during a range test"
             hint = "leave scheduler.step() out of it"
-            raise InputError("step", rule, f"{lr:.4g} became {found:.4g}", hint=hint)
+            raise InputError("step", rule, f"{written[0]:.4g} became {found[0]:.4g}", hint=hint)
         skipped = any(now < before for before, now in zip(scales, self._kept.scales(), strict=True))
-        loss, metric = self._agreed(loss, metric)
+        return self._agreed(loss, metric, skipped)
+
+    def _one_step(self) -> tuple[float, float]:
+        try:
+            return _read(self._step())
+        except StopIteration:
+            hint = "begin its data anew where they end"
+            raise InputError("step", "must not run out of data", hint=hint) from None
+        except (ArithmeticError, ValueError) as error:
+            if not _follows_divergence(error, self._losses):
+                raise
+            return math.nan, math.nan
+
+    def _agreed(self, loss: float, metric: float, skipped: bool) -> Sample:
+        """Means over ranks, so that all of them decide the same."""
+        if self._world.size > 1:
+            values = torch.tensor([loss, metric, float(skipped)], dtype=torch.float64)
+            values = values.to(self._world.device)
+            self._world.sum_in_place(values)
+            loss, metric, share = (values / self._world.size).tolist()
+            skipped = share > 0.0
         return Sample(loss, metric=metric, counted=not skipped)
 
-    def _agreed(self, loss: float, metric: float) -> tuple[float, float]:
-        """Mean over ranks, so that all of them decide the same."""
-        if self._world.size == 1:
-            return loss, metric
-        values = torch.tensor([loss, metric], dtype=torch.float64, device=self._world.device)
-        self._world.sum_in_place(values)
-        loss, metric = (values / self._world.size).tolist()
-        return loss, metric
-
-    @property
     def ignores_weights(self) -> bool:
-        """Whether no parameter has changed since the last restart."""
-        return self._updates > 0 and not self._kept.has_changed()
+        """Whether no parameter of any rank has changed since the last restart.
+
+        Collectives:
+            One gather of a flag; every rank must call.
+        """
+        return not any(self._world.all_values(self._kept.has_changed()))
 
     def bad_data(self) -> str:
         """Nothing is known of somebody else's data."""
         return ""
 
     def restart(self) -> None:
-        """Put everything back; with a seed, the generators are then seeded."""
+        """Put everything back; with a seed, every generator is then seeded, each rank's apart."""
         self._kept.put_back()
-        self._updates = 0
+        self._losses = []
         if self.seed is not None:
-            seed_everything(self.seed)
+            self._kept.reseed(self.seed + _SEEDS_APART * self._world.rank)
+
+
+def _ratios(groups: Sequence[dict[str, Any]]) -> list[float]:
+    """Lr of each group over that of the first that is not 0 (as a warm-up may have made all)."""
+    lrs = [float(group["lr"]) for group in groups]
+    if not any(lr > 0.0 for lr in lrs):
+        lrs = [float(group.get("initial_lr", 0.0)) for group in groups]
+    reference = next((lr for lr in lrs if lr > 0.0), None)
+    if reference is None:
+        raise InputError("lr of the optimizer", "must be > 0 in some group", lrs)
+    return [lr / reference for lr in lrs]
 
 
 def _write_lr(group: dict[str, Any], lr: float) -> None:

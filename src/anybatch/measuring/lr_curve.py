@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from anybatch.errors import InputError
 from anybatch.measurement import Estimate, Finding
-from anybatch.measuring.blow_up import final_rise, noise_of
+from anybatch.measuring.blow_up import error_inflation, final_rise, noise_of
 from anybatch.measuring.local_regression import best_bandwidth, robust_weights, smoother
 
 __all__ = ["CurveReading", "read_curve"]
@@ -30,6 +30,7 @@ __all__ = ["CurveReading", "read_curve"]
 _Array = NDArray[np.float64]
 
 _FEWEST_POINTS = 12
+_MOST_POINTS = 1000
 _SIGNIFICANT = 4.5  # standard errors: the lowest of many places is low by chance
 _STARTED = 0.1  # share of the drop that counts as a start
 _RISEN = 0.2  # share of the drop that counts as a rise
@@ -49,6 +50,7 @@ class CurveReading:
         drop: from the beginning to the lowest fitted loss; nan where nothing could be fitted.
         noise: standard deviation of one loss about the curve.
         start: mean loss before any learning.
+        blow_up_lr: at which the first ramp blew up; None where none did.
     """
 
     estimates: Mapping[str, Estimate]
@@ -57,6 +59,7 @@ class CurveReading:
     drop: float = math.nan
     noise: float = math.nan
     start: float = math.nan
+    blow_up_lr: float | None = None
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -72,16 +75,24 @@ class _Points:
     end: float | None  # log lr at which the first ramp blew up; None: none did
     shortest: int  # finite points of the shortest ramp before its blow-up
     gaps: tuple[float, ...]  # learning rates at which a loss was not finite, but later ones were
+    is_silent: bool  # whether a ramp ended in losses that are not finite without a rise before
+    num_ramps: int
+
+    @property
+    def blow_up_lr(self) -> float | None:
+        """At which the first ramp blew up."""
+        return None if self.end is None else math.exp(self.end)
 
 
 def _points(lrs: Sequence[float], ramps: Sequence[Sequence[float]]) -> _Points:
-    xs, ys, ends, gaps, levels, counts = [], [], [], [], [], []
+    xs, ys, ends, gaps, levels, counts, silent = [], [], [], [], [], [], False
     for ramp in ramps:
         values = np.asarray(ramp, dtype=np.float64)
         x = np.log(np.asarray(lrs[: len(values)], dtype=np.float64))
         end = _last_blow_up(values)
         if end is not None:
             ends.append(float(x[min(end, len(x) - 1)]))
+            silent = silent or not np.isfinite(values[end:]).any()
         stop = len(values) if end is None else end
         finite = np.isfinite(values[:stop])
         gaps += [float(np.exp(x[i])) for i in np.flatnonzero(~finite)]
@@ -97,11 +108,24 @@ def _points(lrs: Sequence[float], ramps: Sequence[Sequence[float]]) -> _Points:
         xs.append(x[kept])
         ys.append(y - levels[-1])
     if not xs:
-        return _Points(np.empty(0), np.empty(0), math.nan, _least(ends), 0, tuple(gaps))
+        nothing = np.empty(0)
+        return _Points(nothing, nothing, math.nan, _least(ends), 0, tuple(gaps), silent, len(ramps))
     x, y = np.concatenate(xs), np.concatenate(ys)
     order = np.argsort(x, kind="stable")
+    x, y = _thinned(x[order], y[order])
+    where = tuple(sorted(set(gaps)))
     level = float(np.mean(levels))
-    return _Points(x[order], y[order], level, _least(ends), min(counts), tuple(sorted(set(gaps))))
+    return _Points(x, y, level, _least(ends), min(counts), where, silent, len(ramps))
+
+
+def _thinned(x: _Array, y: _Array) -> tuple[_Array, _Array]:
+    """Means of neighbours where there are more points than a fit can use."""
+    size = -(-len(x) // _MOST_POINTS)
+    if size == 1:
+        return x, y
+    cuts = np.arange(0, len(x), size)
+    counts = np.diff([*cuts, len(x)])
+    return np.add.reduceat(x, cuts) / counts, np.add.reduceat(y, cuts) / counts
 
 
 def _least(values: Sequence[float]) -> float | None:
@@ -149,7 +173,7 @@ def _fit(points: _Points) -> _Fit:
     used = np.where(weights > 0.0, residual, 0.0)
     local = np.sqrt(np.maximum(smoother(x, x, 2.0 * bandwidth, weights)[0] @ used**2, 0.0))
     noise = float(np.median(local))
-    error = np.sqrt((values**2) @ local**2)
+    error = np.sqrt((values**2) @ local**2) * error_inflation(used, points.num_ramps)
     signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(_RESAMPLES, len(x)))
     drawn = (at_points @ y)[None, :] + signs * used[None, :]
     resampled = drawn @ values.T, drawn @ slopes.T
@@ -212,7 +236,7 @@ def read_curve(lrs: Sequence[float], *losses: Sequence[float]) -> CurveReading:
     gap = _gap_finding(points)
     few = _too_few(points, lrs)
     if few is not None:
-        return _nothing(few, gap)
+        return _nothing(few, gap, points)
     fit = _fit(points)
     places = _places(fit.value, fit.slope, fit.error)
     lowest = places["minimum"] or 0
@@ -220,9 +244,7 @@ def read_curve(lrs: Sequence[float], *losses: Sequence[float]) -> CurveReading:
     error = math.hypot(error, float(fit.error[lowest]))
     if drop <= max(_SIGNIFICANT * error, 1e-9 * abs(points.level)):
         finding = _not_learned(points, lrs, fit, drop, error)
-        return _nothing(
-            finding, gap, fitted=_columns(fit, points.level), drop=drop, noise=fit.noise
-        )
+        return _nothing(finding, gap, points, fit)
     estimates, findings = _estimates(fit, places, points, lrs)
     return CurveReading(
         estimates=estimates,
@@ -231,6 +253,7 @@ def read_curve(lrs: Sequence[float], *losses: Sequence[float]) -> CurveReading:
         drop=drop,
         noise=fit.noise,
         start=points.level + float(fit.value[lowest]) + drop,
+        blow_up_lr=points.blow_up_lr,
     )
 
 
@@ -371,6 +394,12 @@ def _not_learned(
         sentence = f"a drop of {drop:.3g} is not clear of the noise of {fit.noise:.3g}"
         return Finding(name="noisy", sentence=sentence, advice="--repeats 5, or a larger batch")
     where = f"between lr {lrs[0]:.3g} and {last:.3g}"
+    if points.is_silent and points.end is not None:
+        sentence = (
+            f"from lr {math.exp(points.end):.3g} on no loss is finite, though none had risen "
+            "before: a fault of the model or of some data, not of the lr"
+        )
+        return Finding(name="nan-gap", sentence=sentence, advice="look at the data and the loss")
     if points.end is not None:
         sentence = f"the loss blew up at lr {math.exp(points.end):.3g} without falling before"
         advice = "--updates 400; or look at data, labels and loss"
@@ -381,18 +410,14 @@ def _not_learned(
 
 
 def _nothing(
-    finding: Finding,
-    gap: tuple[Finding, ...],
-    *,
-    fitted: Mapping[str, tuple[float, ...]] | None = None,
-    drop: float = math.nan,
-    noise: float = math.nan,
+    finding: Finding, gap: tuple[Finding, ...], points: _Points, fit: _Fit | None = None
 ) -> CurveReading:
     reason = finding.sentence
     return CurveReading(
         estimates={name: Estimate(value=None, reason=reason) for name in _NAMES},
         findings=(finding, *gap),
-        fitted=fitted or {},
-        drop=drop,
-        noise=noise,
+        fitted=_columns(fit, points.level) if fit else {},
+        noise=fit.noise if fit else math.nan,
+        start=points.level,
+        blow_up_lr=points.blow_up_lr,
     )

@@ -20,17 +20,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anybatch.measurement import Estimate
+from anybatch.measuring.blow_up import error_inflation
 
-__all__ = ["Probe", "ProbePlan", "best_lr", "best_probe", "edge", "next_probe", "should_give_up"]
+__all__ = [
+    "Probe",
+    "ProbePlan",
+    "best_lr",
+    "best_probe",
+    "edge",
+    "may_learn",
+    "next_probe",
+    "should_give_up",
+]
 
 _Array = NDArray[np.float64]
 
 _TAIL = 0.35  # share of a probe whose losses are its level
 _EQUAL = 0.02  # share of the best drop within which two learning rates are as good
 _FALLEN = 0.05  # share of the best drop that a probe must make to count as learning
+_CHANCE = 4.0  # standard errors: the lowest of several levels is low by chance
+_WORTH_MENTIONING = 0.1  # of the noise of one loss: less is no learning, however sure
 _GIVEN_UP = 0.5  # share of the best drop that a probe may lack before it is given up
 _EDGE_OCTAVES = 0.25
 _MOST_OCTAVES = 12
+_STEADY_ENOUGH = 3  # learning rates without a clear fall, below one that rises: nothing to find
 _NON_FINITE_IN_A_ROW = 3
 _MODEL_ERROR_OCTAVES = 0.7
 _RESAMPLES = 200
@@ -63,6 +76,7 @@ class ProbePlan:
         repeats: beginnings, >= 1.
         start: loss before any learning.
         noise: standard deviation of one loss.
+        is_noisy: whether losses must be compared with those of weights that stay.
     """
 
     guess: float
@@ -72,6 +86,7 @@ class ProbePlan:
     repeats: int
     start: float
     noise: float
+    is_noisy: bool = False
 
 
 # --- what a probe says -------------------------------------------------------------------------
@@ -93,6 +108,18 @@ def _level(losses: Sequence[float], plan: ProbePlan) -> float:
     return min(float(finite.mean()), plan.start)
 
 
+def _error(losses: Sequence[float]) -> float:
+    """Standard error of the level: of the last losses about their trend, neighbours being alike."""
+    values = np.asarray(losses[-_window(len(losses)) :], dtype=np.float64)
+    values = values[np.isfinite(values)]
+    if len(values) < 4:
+        return 0.0
+    trend = np.polynomial.Legendre.fit(np.arange(len(values)), values, 2)
+    residual = values - trend(np.arange(len(values)))
+    deviation = math.sqrt(float(residual @ residual) / (len(values) - 3))
+    return deviation / math.sqrt(len(values)) * error_inflation(residual)
+
+
 def _final_level(probe: Probe, reference: Probe, plan: ProbePlan) -> float:
     """The level at the full length; of one given up, its distance to the reference at that time."""
     level = _level(probe.losses, plan)
@@ -106,8 +133,7 @@ def _final_level(probe: Probe, reference: Probe, plan: ProbePlan) -> float:
 def _learns(probe: Probe, drop: float, plan: ProbePlan) -> bool:
     """Whether the loss has fallen by more than chance and by a share of the best drop."""
     level = _level(probe.losses, plan)
-    chance = 3.0 * plan.noise / math.sqrt(_window(len(probe.losses)))
-    return level < plan.start - max(_FALLEN * drop, min(chance, 0.5 * drop))
+    return level < plan.start - max(_FALLEN * drop, min(3.0 * _error(probe.losses), 0.5 * drop))
 
 
 def best_probe(probes: Sequence[Probe], repeat: int, plan: ProbePlan) -> Probe | None:
@@ -121,13 +147,28 @@ def best_probe(probes: Sequence[Probe], repeat: int, plan: ProbePlan) -> Probe |
     Returns:
         None where none learns.
     """
-    complete = [
-        p
-        for p in probes
-        if p.repeat == repeat and _is_whole(p) and len(p.losses) >= plan.num_updates
-    ]
-    best = min(complete, key=lambda p: _level(p.losses, plan), default=None)
-    return None if best is None or _level(best.losses, plan) >= plan.start else best
+    best = _lowest(probes, repeat, plan)
+    if best is None:
+        return None
+    needed = max(_CHANCE * _error(best.losses), _WORTH_MENTIONING * plan.noise)
+    return best if plan.start - _level(best.losses, plan) > needed else None
+
+
+def _lowest(probes: Sequence[Probe], repeat: int, plan: ProbePlan) -> Probe | None:
+    """The complete probe at a whole octave with the lowest level, whether it learns or not."""
+    complete = (p for p in probes if _is_whole(p) and len(p.losses) >= plan.num_updates)
+    own = (p for p in complete if p.repeat == repeat)
+    return min(own, key=lambda p: _level(p.losses, plan), default=None)
+
+
+def may_learn(probes: Sequence[Probe], plan: ProbePlan) -> float | None:
+    """The lr of a probe that fell by twice its standard error, or None: not sure, not nothing."""
+    lowest = _lowest(probes, 0, plan)
+    if lowest is None:
+        return None
+    fell = plan.start - _level(lowest.losses, plan)
+    needed = max(0.5 * _CHANCE * _error(lowest.losses), _WORTH_MENTIONING * plan.noise)
+    return 2.0**lowest.octave if fell > needed else None
 
 
 def _is_whole(probe: Probe) -> bool:
@@ -174,20 +215,20 @@ def next_probe(probes: Sequence[Probe], plan: ProbePlan) -> tuple[float, int] | 
         >>> next_probe([], plan)
         (-3.0, 0)
     """
-    octave = _next_aroundbest_probe(probes, plan, 0)
+    octave = _next_around_best(probes, plan, 0)
     if octave is not None:
         return octave, 0
     octave = _next_at_edge(probes, plan)
     if octave is not None:
         return octave, 0
     for repeat in range(1, plan.repeats):
-        octave = _next_aroundbest_probe(probes, plan, repeat)
+        octave = _next_around_best(probes, plan, repeat)
         if octave is not None:
             return octave, repeat
     return None
 
 
-def _next_aroundbest_probe(probes: Sequence[Probe], plan: ProbePlan, repeat: int) -> float | None:
+def _next_around_best(probes: Sequence[Probe], plan: ProbePlan, repeat: int) -> float | None:
     """The next whole octave that is needed to enclose the best one."""
     own = {p.octave: p for p in probes if p.repeat == repeat and _is_whole(p)}
     first = best_probe(probes, 0, plan) if repeat else None
@@ -195,11 +236,10 @@ def _next_aroundbest_probe(probes: Sequence[Probe], plan: ProbePlan, repeat: int
     if begin not in own:
         return begin
     best = best_probe(probes, repeat, plan)
-    if best is None:  # nothing learns yet: the guess was too high, or, at the bottom, hopeless
-        below = min(own) - 1
-        return below if below >= plan.lowest and len(own) < _MOST_OCTAVES else None
     if len(own) >= _MOST_OCTAVES:
         return None
+    if best is None:
+        return _next_where_none_learns(own, plan)
     wanted = [best.octave - 1, best.octave + 1]
     drop = plan.start - _level(best.losses, plan)
     lower = own.get(best.octave - 1)
@@ -207,6 +247,19 @@ def _next_aroundbest_probe(probes: Sequence[Probe], plan: ProbePlan, repeat: int
         wanted.append(best.octave - 2)
     inside = [k for k in wanted if plan.lowest <= k <= plan.highest and k not in own]
     return inside[0] if inside else None
+
+
+def _next_where_none_learns(own: dict[float, Probe], plan: ProbePlan) -> float | None:
+    """Down from what rises, up from what only stays where it is; then a little below the two."""
+    low, high = min(own), max(own)
+    if not _rises(own[high], plan):
+        return high + 1 if high + 1 <= plan.highest else None
+    steady = sum(not _rises(probe, plan) for probe in own.values())
+    return low - 1 if low - 1 >= plan.lowest and steady < _STEADY_ENOUGH else None
+
+
+def _rises(probe: Probe, plan: ProbePlan) -> bool:
+    return len(probe.losses) < plan.num_updates or _level(probe.losses, plan) >= plan.start
 
 
 def _within(octave: float, plan: ProbePlan) -> float:
@@ -289,7 +342,13 @@ def best_lr(probes: Sequence[Probe], plan: ProbePlan) -> Estimate:
     low, high = np.quantile(drawn, [0.025, 0.975])
     below = math.hypot(max(0.0, centre - float(low)), _MODEL_ERROR_OCTAVES)
     above = math.hypot(max(0.0, float(high) - centre), _MODEL_ERROR_OCTAVES)
-    return Estimate(value=2.0**centre, low=2.0 ** (centre - below), high=2.0 ** (centre + above))
+    ends = {"low": 2.0 ** (centre - below), "high": 2.0 ** (centre + above), "reason": ""}
+    place = int(_levels(tails, plan).argmin())
+    if place == len(octaves) - 1:
+        ends |= {"high": math.inf, "reason": "the largest lr that was tried is the best"}
+    elif place == 0:
+        ends |= {"low": 0.0, "reason": "the least lr that was tried is the best"}
+    return Estimate(value=2.0**centre, **ends)
 
 
 def _table(probes: Sequence[Probe], plan: ProbePlan) -> tuple[_Array, _Array] | None:

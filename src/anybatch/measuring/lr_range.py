@@ -32,6 +32,7 @@ from anybatch.measuring.lr_probes import (
     best_lr,
     best_probe,
     edge,
+    may_learn,
     next_probe,
     should_give_up,
 )
@@ -47,8 +48,11 @@ __all__ = ["LRRangeSettings", "measure_lr_range"]
 
 _METRIC_EVERY = 2  # updates of a ramp
 _OCTAVES_BELOW = 8.0  # the ramp's guess that may be tried
+_MOST_SKIPPED = 20  # updates in a row that a gradient scaler may leave out
+_OCTAVES_BELOW_BLOW_UP = 3.0
+_CLEAR = 20.0  # standard deviations of one loss: such a drop needs no comparison
 _USUAL_PROBES = 5.5  # at their full length, from the first beginning
-_BASE_SHARE = 0.25  # of max_lr, at most
+_BASE_SHARES = (1.0 / 32.0, 1.0 / 25.0, 1.0 / 4.0)  # of max_lr: least, usual, greatest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,15 +130,16 @@ def measure_lr_range(
         there is a metric, "best_metric", the lr of the ramp at which it is best. A value is None,
         with its reason, where the samples do not tell. Findings: "never-learned",
         "never-diverged", "diverged-at-once", "noisy", "no-three-regions", "nan-gap",
-        "too-few-points", "loss-ignores-weights", "non-finite-data", "not-restored".
+        "too-few-points", "not-confirmed", "loss-ignores-weights", "non-finite-data",
+        "not-restored".
 
     Raises:
         InputError: what was given does not make one loop; `step` returns no number or changes the
             lr itself; the recipe's lr is 0.
 
     Cost:
-        About 80 + 400 updates with the default settings, and 1 or 2 copies of the model's and
-        the optimizer's state.
+        About 80 updates for a ramp and 300 to 600 for the short trainings; 1 or 2 copies of the
+        model's and the optimizer's state.
 
     Collectives:
         Those of an update, and one all-reduce of a number in each; every rank must call.
@@ -151,12 +156,11 @@ def measure_lr_range(
         ['base_lr', 'best_metric', 'edge', 'learning_starts', 'max_lr', 'minimum', 'steepest']
     """
     settings = settings or LRRangeSettings()
-    needed = max(settings.num_updates, settings.probe_updates)
     subject = subject_of(task, recipe, step, optimizer, restore)
     started = time.perf_counter()
     with (
         preserved_random_state(),
-        subject.opened(needed) as open_loop,
+        subject.opened() as open_loop,
         Activity("lr-range", shown=progress and subject.is_first) as activity,
     ):
         test = _Test(settings, open_loop, activity)
@@ -181,7 +185,8 @@ class _Test:
         self.ramp_losses: list[list[float]] = []
         self.probes: list[Probe] = []
         self.rows: list[tuple[float, ...]] = []  # stage, repeat, series, update, lr, loss, metric
-        self.examples = 0
+        self.examples = self.updates = 0
+        self._unlearned: dict[int, list[float]] = {}  # by repeat: losses of weights that stay
         self.findings: list[Finding] = []
 
     def ramps(self) -> CurveReading:
@@ -197,10 +202,7 @@ class _Test:
         while len(losses) < len(self.lrs):
             number = len(losses)
             lr = self.lrs[number]
-            sample = loop.update(lr, with_metric=number % _METRIC_EVERY == 0)
-            self.examples += sample.examples
-            if not sample.counted:
-                continue  # the scaler has left it out: the same lr again
+            sample = self._update(loop, lr, with_metric=number % _METRIC_EVERY == 0)
             self._note(0, repeat, repeat, number, lr, sample)
             losses.append(sample.loss)
             self._say(f"ramp {repeat + 1} of {self.settings.repeats}  lr {lr:.2e}", sample)
@@ -208,13 +210,23 @@ class _Test:
                 self._look_at_data(loop, lr)
             if blow_up(losses) is not None:
                 break
-        if loop.ignores_weights and "loss-ignores-weights" not in self._names():
+        if loop.ignores_weights() and "loss-ignores-weights" not in self._names():
             sentence = "no update gave any gradient: the loss does not depend on the weights"
             advice = "look for detach(), no_grad() or frozen parameters"
             self.findings.append(
                 Finding(name="loss-ignores-weights", sentence=sentence, advice=advice)
             )
         return losses
+
+    def _update(self, loop: Loop, lr: float, *, with_metric: bool = False) -> Sample:
+        """An update that counts: one that a gradient scaler leaves out is taken again."""
+        for _ in range(_MOST_SKIPPED):
+            sample = loop.update(lr, with_metric=with_metric)
+            self.examples += sample.examples
+            self.updates += 1
+            if sample.counted:
+                return sample
+        return Sample(math.nan)
 
     def _names(self) -> set[str]:
         return {finding.name for finding in self.findings}
@@ -242,13 +254,21 @@ class _Test:
         self._activity.show(f"{what}  loss {sample.loss:.4g}", share=len(self.rows) / expected)
 
     def plan(self, reading: CurveReading) -> ProbePlan | None:
-        """Where to look for the best constant lr; None where the ramps saw no learning."""
+        """Where to look for the best constant lr; None where there is no place to begin.
+
+        Where the ramps saw no fall that is clear of the noise, the search begins below the blow-up
+        or the last lr: losses on the same batches show what a ramp cannot.
+        """
         steepest, minimum = reading.estimates["steepest"], reading.estimates["minimum"]
-        if steepest.value is None or "loss-ignores-weights" in self._names():
+        if "loss-ignores-weights" in self._names():
             return None
-        low = math.log2(steepest.value)
-        high = math.log2(minimum.value or minimum.low)
-        guess = 0.5 * (low + high)
+        if steepest.value is not None:
+            high = math.log2(minimum.value or minimum.low)
+            guess = 0.5 * (math.log2(steepest.value) + high)
+        elif math.isfinite(reading.noise):
+            guess = math.log2(reading.blow_up_lr or self.lrs[-1]) - _OCTAVES_BELOW_BLOW_UP
+        else:
+            return None
         return ProbePlan(
             guess=guess,
             lowest=guess - _OCTAVES_BELOW,
@@ -257,6 +277,7 @@ class _Test:
             repeats=self.settings.repeats,
             start=reading.start,
             noise=reading.noise,
+            is_noisy=steepest.value is None or reading.drop < _CLEAR * reading.noise,
         )
 
     def probe(self, plan: ProbePlan) -> None:
@@ -265,9 +286,22 @@ class _Test:
         while wanted is not None:
             repeat = wanted[1]
             with self._open_loop(repeat) as loop:
+                if plan.is_noisy and repeat not in self._unlearned:
+                    self._unlearned[repeat] = self._losses_of_weights_that_stay(loop, repeat, plan)
                 while wanted is not None and wanted[1] == repeat:
                     self.probes.append(self._probe(loop, wanted[0], repeat, plan))
                     wanted = next_probe(self.probes, plan)
+
+    def _losses_of_weights_that_stay(self, loop: Loop, repeat: int, plan: ProbePlan) -> list[float]:
+        """On the batches of the short trainings, at the ramp's first lr, which moves nothing."""
+        loop.restart()
+        losses: list[float] = []
+        while len(losses) < plan.num_updates:
+            sample = self._update(loop, self.settings.start_lr)
+            self._note(1, repeat, -1, len(losses), self.settings.start_lr, sample)
+            losses.append(sample.loss if math.isfinite(sample.loss) else plan.start)
+            self._say(f"weights that stay  update {len(losses)} of {plan.num_updates}", sample)
+        return losses
 
     def _probe(self, loop: Loop, octave: float, repeat: int, plan: ProbePlan) -> Probe:
         losses: list[float] = []
@@ -275,12 +309,12 @@ class _Test:
         best = best_probe(self.probes, repeat, plan)
         loop.restart()
         while len(losses) < plan.num_updates:
-            sample = loop.update(lr)
-            self.examples += sample.examples
-            if not sample.counted:
-                continue
+            sample = self._update(loop, lr)
             self._note(1, repeat, series, len(losses), lr, sample)
-            losses.append(sample.loss)
+            # An easy batch is no success: what counts is the distance to weights that stay.
+            unlearned = self._unlearned.get(repeat)
+            batch = unlearned[len(losses)] if unlearned else plan.start
+            losses.append(sample.loss - batch + plan.start)
             self._say(f"constant lr {lr:.3g}  update {len(losses)} of {plan.num_updates}", sample)
             if should_give_up(losses, best, plan):
                 break
@@ -297,7 +331,8 @@ def _measured(
 ) -> Measurement:
     estimates = dict(reading.estimates)
     if plan is not None:
-        estimates |= {"edge": edge(test.probes, plan), "max_lr": best_lr(test.probes, plan)}
+        estimates["edge"] = edge(test.probes, plan)
+        estimates["max_lr"] = _below_edge(best_lr(test.probes, plan), estimates["edge"])
     else:
         estimates["max_lr"] = _max_lr_of_curve(reading)
     estimates["base_lr"] = _base_lr(estimates)
@@ -306,7 +341,10 @@ def _measured(
     if best_metric is not None:
         estimates["best_metric"] = best_metric
     findings = [*test.findings, *_restore_findings(subject.not_covered())]
-    findings += [f for f in reading.findings if _still_holds(f, estimates)]
+    suspected = may_learn(test.probes, plan) if plan is not None else None
+    findings += _findings_of_ramps(reading, estimates, suspected, probed=plan is not None)
+    if described.get("after_updates") and estimates["max_lr"].value is None:
+        findings = [_perhaps_converged(finding) for finding in findings]
     columns = zip(*test.rows, strict=True)
     return Measurement(
         kind="lr-range",
@@ -349,17 +387,32 @@ def _best_metric(test: _Test, direction: str | None) -> Estimate | None:
     ]
 
 
+def _below_edge(top: Estimate, edge: Estimate) -> Estimate:
+    """max_lr, at most the edge."""
+    if top.value is None or edge.value is None:
+        return top
+    value = min(top.value, edge.value)
+    return dataclasses.replace(
+        top, value=value, low=min(top.low, value), high=max(value, min(top.high, edge.high))
+    )
+
+
 def _base_lr(estimates: dict[str, Estimate]) -> Estimate:
-    """For the bottom of a cycle: where learning starts, but at most a quarter of max_lr."""
+    """For the bottom of a cycle: where learning starts, between 1/32 and 1/4 of max_lr.
+
+    1/25 of max_lr, a usual share, where no ramp tells where learning starts.
+    """
     top, starts = estimates["max_lr"], estimates["learning_starts"]
     if top.value is None:
         return Estimate(value=None, reason=top.reason)
-    limit = _BASE_SHARE * top.value
+    least, usual, greatest = (share * top.value for share in _BASE_SHARES)
     if starts.value is None:
-        value = min(limit, starts.high) if math.isfinite(starts.high) else limit
-        return Estimate(value=value, low=0.0, high=limit, reason=starts.reason)
-    value = min(starts.value, limit)
-    return Estimate(value=value, low=min(starts.low, value), high=max(value, limit))
+        reason = f"1/25 of max_lr, since {starts.reason or 'the start of learning is not known'}"
+        return Estimate(value=usual, low=least, high=greatest, reason=reason)
+    value, low, high = (
+        min(max(lr, least), greatest) for lr in (starts.value, starts.low, starts.high)
+    )
+    return Estimate(value=value, low=low, high=high)
 
 
 def _restore_findings(not_covered: Sequence[str]) -> list[Finding]:
@@ -371,6 +424,36 @@ def _restore_findings(not_covered: Sequence[str]) -> list[Finding]:
     return [Finding(name="not-restored", sentence=sentence, advice=advice)]
 
 
-def _still_holds(finding: Finding, estimates: dict[str, Estimate]) -> bool:
-    """Whether the short trainings leave what the ramp found as it is."""
-    return not (finding.name == "never-diverged" and estimates["edge"].value is not None)
+def _findings_of_ramps(
+    reading: CurveReading,
+    estimates: dict[str, Estimate],
+    suspected: float | None,
+    *,
+    probed: bool,
+) -> list[Finding]:
+    """What the ramps showed, as far as the short trainings leave it as it is."""
+    found = estimates["max_lr"].value is not None
+    steepest = reading.estimates["steepest"].value
+    findings = []
+    for finding in reading.findings:
+        if finding.name == "never-diverged" and estimates["edge"].value is not None:
+            continue
+        if finding.name in ("never-learned", "noisy") and found:
+            sentence = "the ramp shows no fall that is clear of the noise, but short trainings do"
+            finding = Finding(name="noisy", sentence=sentence, advice="--repeats 3")
+        elif finding.name == "never-learned" and suspected is not None:
+            sentence = f"the loss may fall at lr {suspected:.3g}, but not clear of the noise"
+            advice = "a larger batch, or LRRangeSettings(probe_updates=400)"
+            finding = Finding(name="noisy", sentence=sentence, advice=advice)
+        findings.append(finding)
+    if probed and not found and steepest is not None:
+        sentence = f"the ramp falls near lr {steepest:.3g}, but no short training does"
+        findings.insert(0, Finding(name="not-confirmed", sentence=sentence, advice="--repeats 3"))
+    return findings
+
+
+def _perhaps_converged(finding: Finding) -> Finding:
+    """Advice for a training under way, in which nothing may be left to learn."""
+    if finding.name != "never-learned":
+        return finding
+    return dataclasses.replace(finding, advice="nothing may be wrong: it may have converged")

@@ -5,6 +5,7 @@ Each opens loops, one for each repeat, and leaves everything as found at its end
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, TypeAlias
@@ -32,12 +33,8 @@ class Subject(Protocol):
 
     is_first: bool
 
-    def opened(self, needed: int) -> AbstractContextManager[OpenLoop]:
-        """A function that opens the loop of a repeat, which `with` closes again.
-
-        Args:
-            needed: updates that will be taken between two restarts, at most.
-        """
+    def opened(self) -> AbstractContextManager[OpenLoop]:
+        """A function that opens the loop of a repeat, which `with` closes again."""
         ...
 
     def described(self) -> dict[str, Any]:
@@ -73,8 +70,7 @@ def subject_of(
             raise InputError("step", "must be given without a task or a recipe")
         if step is None or optimizer is None or not callable(step):
             raise InputError("step", "must be a function, given together with its optimizer")
-        optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer
-        return _OwnSubject(step, list(optimizers), restore)
+        return _OwnSubject(step, _optimizers(optimizer), _things(restore))
     if restore:
         raise InputError("restore", "must come with step and optimizer")
     if isinstance(task, Training):
@@ -88,6 +84,25 @@ def subject_of(
     return _TaskSubject(task, recipe)
 
 
+def _optimizers(given: Any) -> list[torch.optim.Optimizer]:
+    """The optimizers, each with something to update."""
+    found = list(given) if isinstance(given, (list, tuple)) else [given]
+    for optimizer in found:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            rule = "must be a torch.optim.Optimizer, or a list of them"
+            raise InputError("optimizer", rule, type(optimizer).__name__)
+    if not any(group["params"] for optimizer in found for group in optimizer.param_groups):
+        raise InputError("optimizer", "must have at least one parameter")
+    return found
+
+
+def _things(given: Any) -> list[Any]:
+    if not isinstance(given, (list, tuple)):
+        rule = "must be a list of modules and other things that step changes"
+        raise InputError("restore", rule, type(given).__name__)
+    return list(given)
+
+
 class _TaskSubject:
     """A new training for each repeat, with the recipe's seed and the ones after it."""
 
@@ -97,12 +112,15 @@ class _TaskSubject:
         self.is_first = self.world.is_first
 
     @contextmanager
-    def opened(self, needed: int) -> Iterator[OpenLoop]:
+    def opened(self) -> Iterator[OpenLoop]:
         @contextmanager
         def open_loop(repeat: int) -> Iterator[Loop]:
             seed = self._recipe.seed + repeat
-            with new_training(self._task, self._recipe, seed=seed, world=self.world) as training:
-                yield TrainingLoop(training, needed=needed)
+            with (
+                new_training(self._task, self._recipe, seed=seed, world=self.world) as training,
+                contextlib.closing(TrainingLoop(training)) as loop,
+            ):
+                yield loop
 
         good = False
         try:
@@ -126,8 +144,8 @@ class _TrainingSubject:
         self.is_first = training.world.is_first
 
     @contextmanager
-    def opened(self, needed: int) -> Iterator[OpenLoop]:
-        with TrainingLoop.around(self._training, needed=needed) as loop:
+    def opened(self) -> Iterator[OpenLoop]:
+        with TrainingLoop.around(self._training) as loop:
 
             @contextmanager
             def open_loop(repeat: int) -> Iterator[Loop]:
@@ -166,12 +184,13 @@ class _OwnSubject:
     ) -> None:
         self._step, self._optimizers = step, optimizers
         self._kept = Kept(optimizers, restore)
-        device = optimizers[0].param_groups[0]["params"][0].device
-        self._world = World.from_environment("cuda" if device.type == "cuda" else "cpu")
+        groups = (group for optimizer in optimizers for group in optimizer.param_groups)
+        device = next(group["params"][0].device for group in groups if group["params"])
+        self._world = World.of_group(device)
         self.is_first = self._world.is_first
 
     @contextmanager
-    def opened(self, needed: int) -> Iterator[OpenLoop]:
+    def opened(self) -> Iterator[OpenLoop]:
         loop = OwnLoop(self._step, self._optimizers, self._kept, world=self._world)
 
         @contextmanager

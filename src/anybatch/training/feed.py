@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from anybatch.course import Course
+from anybatch.course import Course, recipe_clock
 from anybatch.data.iterable import IterableSource
 from anybatch.data.order import epoch_order
 from anybatch.data.source import Batch, Source
 from anybatch.errors import InputError
 from anybatch.recipe import Recipe
-from anybatch.schedules import Clock, Position
+from anybatch.schedules import Clock, Constant, Position, updates
 from anybatch.training.checks import refuse_not_finite
 from anybatch.training.sampling import rank_share
 from anybatch.world import World
 
 __all__ = ["Feed", "Portion"]
+
+_WITHOUT_END = 10**9  # updates
 
 
 class Portion(NamedTuple):
@@ -58,6 +61,7 @@ class Feed:
 
     def __init__(self, source: Source, recipe: Recipe, clock: Clock, world: World) -> None:
         self._source, self._clock, self._world = source, clock, world
+        self._recipe = recipe
         self._seed, self._augmentation = recipe.seed, recipe.augmentation
         self._ghost = recipe.ghost_batch_size or 1
         self._course = Course.of(recipe, clock)
@@ -89,6 +93,24 @@ class Feed:
             self._course.size(self.examples, self.offset) if num_examples is None else num_examples
         )
         return self._course.position(self.examples, size)
+
+    def standing_still(self) -> Feed:
+        """A feed from here on without an end, its batch size as it is now: for a measurement.
+
+        This feed stays where it is.
+        """
+        progress = min(self.progress, 1.0)
+        size = max(1, round(self._course.batch_size * self._course.factor(progress)))
+        recipe = replace(
+            self._recipe,
+            batch_size=size,
+            duration=updates(_WITHOUT_END),
+            schedules=replace(self._recipe.schedules, batch_size=Constant()),
+        )
+        clock = recipe_clock(recipe, self._clock.examples_per_epoch)
+        feed = Feed(self._source, recipe, clock, self._world)
+        feed.load_state_dict(self.state_dict() | {"examples": 0})
+        return feed
 
     @property
     def epochs(self) -> float:

@@ -27,8 +27,10 @@ class Hyperparameters:
         clock: lengths of the run.
 
     Attributes:
-        lr_factor: on every group's scheduled lr, beside the schedule: what a controller or a
-            measurement moves; 1 unless one does.
+        lr_factor: on every group's scheduled lr, beside the schedule: what a controller moves; 1
+            unless one does.
+        fixed_lr: of the first group whose setting is not 0, in the place of its schedule; the
+            others keep their ratios to it. What a measurement sets; None else.
 
     Raises:
         InputError: scheduled momentum reaches 1 or more, or momentum that is 0 is scheduled.
@@ -45,12 +47,17 @@ class Hyperparameters:
         self._decays = [float(group.get("weight_decay", 0.0)) for group in groups]
         self.lr_factor = 1.0
         self._written_factor = 1.0  # spares a constant lr the writing
+        self.fixed_lr: float | None = None
         check_momentum(max(self._momenta, default=0.0), self._momentum)
 
     def apply(self, position: Position) -> None:
         """Write the values of the update at this position, each on its schedule's grid."""
         groups = self._optimizer.param_groups
-        if self._lr != Constant() or self.lr_factor != self._written_factor:
+        if self.fixed_lr is not None:
+            reference = next(lr for lr in self._lrs if lr > 0.0)
+            for group, lr in zip(groups, self._lrs, strict=True):
+                group["lr"] = self.fixed_lr * (lr / reference)
+        elif self._lr != Constant() or self.lr_factor != self._written_factor:
             factor = value_at(self._lr, position) * self.lr_factor
             for group, lr in zip(groups, self._lrs, strict=True):
                 group["lr"] = lr * factor
@@ -61,6 +68,11 @@ class Hyperparameters:
             factor = value_at(self._weight_decay, position)
             for group, decay in zip(groups, self._decays, strict=True):
                 group["weight_decay"] = decay * factor
+
+    @property
+    def can_move_lr(self) -> bool:
+        """Whether any group has a setting that `fixed_lr` can be set in proportion to."""
+        return max(self._lrs, default=0.0) > 0.0
 
     def _apply(
         self, factor: float, settings: list[float], write: Callable[[dict[str, Any], float], None]

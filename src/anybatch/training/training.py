@@ -88,7 +88,11 @@ class Training:
             if not isinstance(value, kind):
                 raise InputError(thing, f"must be a {kind.__name__}", type(value).__name__)
         self.task, self.recipe = task, recipe
-        self._as_found = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+        self._as_found = (
+            torch.get_num_threads(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
         if recipe.compute.threads is not None:
             torch.set_num_threads(recipe.compute.threads)
         if recipe.compute.deterministic:
@@ -388,9 +392,9 @@ class Training:
     ) -> None:
         self.feed.close()
         self.one_step.close()
-        threads, deterministic = self._as_found
+        threads, deterministic, warn_only = self._as_found
         if self.recipe.compute.threads is not None:
             torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         if self._owns_world:
             self.world.close(together=kind is None or kind is SystemExit)
