@@ -96,7 +96,7 @@ def probe_levels(samples: Mapping[str, Sequence[float]]) -> list[tuple[float, fl
     probes: dict[tuple[float, float], tuple[float, list[float]]] = {}
     names = ("stage", "repeat", "series", "lr", "loss")
     for stage, repeat, series, lr, loss in zip(*(samples[n] for n in names), strict=True):
-        if stage == _PROBE:
+        if stage == _PROBE and series >= 0:  # weights that stay are no training
             probes.setdefault((repeat, series), (lr, []))[1].append(loss)
     thirds = ((lr, losses[-max(1, len(losses) // 3) :]) for lr, losses in probes.values())
     return [(lr, statistics.fmean(losses)) for lr, losses in thirds]

@@ -16,6 +16,8 @@ from typing import Any, Literal, TypeVar, cast, final
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from anybatch.errors import InputError
@@ -58,8 +60,7 @@ class World:
             return cls(chosen)
         made_group = not dist.is_initialized()
         if made_group:
-            # Objects (decisions, random states) travel by gloo, so that they never wait for a GPU.
-            dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+            _make_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
         world = cls(chosen, rank=dist.get_rank(), size=dist.get_world_size())
         world._made_group = made_group
         return world
@@ -172,6 +173,23 @@ class World:
                 # the last tensor while Python ends would abort the process; here it has time to.
                 dist.barrier()
             dist.destroy_process_group()
+
+
+_groups_made = 0  # in this process, one after the other
+
+
+def _make_group(backend: str) -> None:
+    """A process group from torchrun's environment, also a second one after the first was left.
+
+    Objects (decisions, random states) travel by gloo, so that they never wait for a GPU. Each group
+    takes keys of its own in torchrun's store: with those of the one before, ranks that arrive
+    early would meet addresses that nobody listens at any more.
+    """
+    global _groups_made
+    store, rank, size = next(iter(rendezvous("env://")))
+    _groups_made += 1
+    store = PrefixStore(f"anybatch-{_groups_made}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
 def _sum_bucket(state, bucket):  # type: ignore[no-untyped-def]  # torch refuses text annotations

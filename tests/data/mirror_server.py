@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import io
 import pickle
+import signal
 import sys
 import tarfile
 import threading
@@ -249,5 +250,7 @@ def _served(name: str, content: bytes) -> PublishedFile:
 if __name__ == "__main__":
     from anybatch.cli import main
 
+    # Also where the tests run in the background of a shell, whose jobs ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     download.PUBLISHED = {"mnist": published_files(sys.argv[1])}  # type: ignore[misc]
     sys.exit(main(sys.argv[2:]))

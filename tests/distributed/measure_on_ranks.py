@@ -24,6 +24,7 @@ from anybatch.measurement import Measurement
 from anybatch.measuring.lr_range import LRRangeSettings, measure_lr_range
 from anybatch.task import Task
 from anybatch.training.training import Training
+from anybatch.world import World
 
 SETTINGS = LRRangeSettings(start_lr=1e-3, end_lr=100.0, num_updates=30, probe_updates=10)
 BAD_EXAMPLE = 21
@@ -132,7 +133,9 @@ def in_an_own_group(folder: Path) -> None:
 
 
 def without_group(folder: Path) -> None:
-    """Three measurements, each of which makes its group and leaves it."""
+    """Measurements and worlds, each of which makes its group and leaves it."""
+    for _ in range(8):
+        World.from_environment("cpu").close()
     for name in ("first", "second", "third"):
         keep(folder, name, learns())
         assert not dist.is_initialized()

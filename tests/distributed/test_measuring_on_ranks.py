@@ -77,8 +77,7 @@ def test_an_example_that_is_no_number_on_one_rank_is_told_by_both(two_ranks: Pat
         (finding,) = [f for f in measured.findings if f.name == "non-finite-data"]
         assert f" {BAD_EXAMPLE} " in f" {finding.sentence} ".replace(",", " ")
         assert any(math.isnan(loss) for loss in measured.samples["loss"])
-        assert math.isfinite(measured.samples["loss"][-1])
-        assert measured.estimates["max_lr"].value is not None
+        assert math.isfinite(measured.samples["loss"][-1])  # the others were measured on
 
 
 def test_one_measurement_after_the_other_makes_its_own_group(tmp_path: Path) -> None:

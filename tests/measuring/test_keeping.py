@@ -50,6 +50,7 @@ def found_in(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> dict[
 def spoil(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
     """Everything that a loop may do to them."""
     step(parameter, optimizer)
+    optimizer.state[parameter]["more"] = 1
     optimizer.param_groups[0] |= {"lr": 7.0, "betas": (0.5, 0.6), "initial_lr": 7.0}
     assert parameter.grad is not None
     parameter.grad.mul_(3.0)
@@ -67,6 +68,37 @@ def test_an_optimizer_comes_back_with_its_parameters_each_time(given: str, steps
         kept.put_back()
         assert found_in(parameter, optimizer) == before
         assert parameter.grad is gradient  # the tensor itself, as others may hold it
+
+
+def test_the_tensors_of_an_optimizers_state_stay_the_same_ones() -> None:
+    """A captured graph, or a compiled step, holds them."""
+    parameter, optimizer = adam(steps=2)
+    averages = [value for value in optimizer.state[parameter].values() if isinstance(value, Tensor)]
+    before, kept = [value.tolist() for value in averages], Kept([optimizer], [])
+    step(parameter, optimizer)
+    kept.put_back()
+    after = [value for value in optimizer.state[parameter].values() if isinstance(value, Tensor)]
+    assert all(now is then for now, then in zip(after, averages, strict=True))
+    assert [value.tolist() for value in after] == before
+
+
+def test_a_group_that_is_added_is_taken_away_again() -> None:
+    parameter, optimizer = adam(steps=1)
+    kept = Kept([optimizer], [])
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+    kept.put_back()
+    assert [group["params"] for group in optimizer.param_groups] == [[parameter]]
+
+
+def test_a_scaler_forgets_what_it_has_unscaled() -> None:
+    parameter, optimizer = adam(steps=0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    kept = Kept([optimizer], [scaler])
+    assert kept.scales() == [8.0]
+    for _ in range(2):  # a second time in the same update is refused
+        scaler.scale(parameter.sum()).backward()
+        scaler.unscale_(optimizer)
+        kept.put_back()
 
 
 def test_a_tensor_lr_keeps_its_identity_and_its_value() -> None:
@@ -106,6 +138,70 @@ def test_a_module_comes_back_with_buffers_gradients_and_the_mode_of_each_part() 
         kept.put_back()
         assert found() == before
     assert kept.not_covered == []
+
+
+class Counting(nn.Module):
+    """A buffer that is replaced, not filled; a state beside the tensors; a part to be frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+        self.seen = [1]
+
+    def get_extra_state(self) -> list[int]:
+        return self.seen
+
+    def set_extra_state(self, state: list[int]) -> None:
+        self.seen = state
+
+
+def test_what_a_module_replaces_is_the_same_again() -> None:
+    module = Counting()
+    calls, kept = module.get_buffer("calls"), Kept([], [module])
+    for _ in range(2):
+        module.get_buffer("calls").add_(1.0)
+        module.calls = torch.tensor(7.0)
+        module.register_buffer("more", torch.ones(()))
+        module.frozen.requires_grad_(True)
+        module.seen.append(2)
+        kept.put_back()
+        assert dict(module.named_buffers()) == {"calls": calls}
+        assert module.get_buffer("calls") is calls
+        assert float(calls) == 0.0
+        assert not module.frozen.requires_grad
+        assert module.seen == [1]
+
+
+def test_things_in_containers_are_kept_as_well() -> None:
+    module, generator = nn.Linear(1, 1), torch.Generator().manual_seed(1)
+    before = module.weight.tolist()
+    kept = Kept([], [{"models": [module], "generator": generator, "name": "loop"}])
+    first = float(torch.rand((), generator=generator))
+    nn.init.zeros_(module.weight)
+    kept.put_back()
+    assert module.weight.tolist() == before
+    assert float(torch.rand((), generator=generator)) == first
+    assert kept.not_covered == []
+
+
+class Broken(dict[str, Any]):
+    """Cannot be put back."""
+
+    def clear(self) -> None:
+        raise RuntimeError("no")
+
+
+def test_one_thing_that_cannot_be_put_back_does_not_keep_the_others_away() -> None:
+    first, last = torch.ones(1), torch.ones(1)
+    kept = Kept([], [first, Broken(), last])
+    first.zero_()
+    last.zero_()
+    drawn = random.random()
+    with pytest.raises(RuntimeError, match="no"):
+        kept.put_back()
+    assert (float(first), float(last)) == (1.0, 1.0)
+    assert random.random() == drawn
 
 
 class Counter:
@@ -166,16 +262,19 @@ def plainly(thing: Any) -> Any:
     return thing.tolist() if isinstance(thing, Tensor) else thing
 
 
-GENERATORS: dict[str, tuple[Any, Callable[[Any], float]]] = {
-    "torch": (torch.Generator().manual_seed(5), lambda g: float(torch.rand((), generator=g))),
-    "numpy": (np.random.default_rng(5), lambda g: float(g.random())),
-    "python": (random.Random(5), lambda g: float(g.random())),
+GENERATORS: dict[str, tuple[Callable[[], Any], Callable[[Any], float]]] = {
+    "torch": (
+        lambda: torch.Generator().manual_seed(1),
+        lambda g: float(torch.rand((), generator=g)),
+    ),
+    "numpy": (lambda: np.random.default_rng(2), lambda g: float(g.random())),
+    "python": (lambda: random.Random(3), lambda g: float(g.random())),
 }
 
 
 @pytest.mark.parametrize("name", GENERATORS)
 def test_a_generator_draws_the_same_again_each_time(name: str) -> None:
-    generator, draw = GENERATORS[name]
+    generator, draw = GENERATORS[name][0](), GENERATORS[name][1]
     kept = Kept([], [generator])
     drawn = set()
     for _ in range(3):
@@ -193,6 +292,28 @@ def test_the_global_generators_draw_the_same_again() -> None:
     assert all(now != then for now, then in zip(draw(), first, strict=True))
     kept.put_back()
     assert draw() == first
+
+
+def test_with_a_seed_every_generator_draws_other_numbers_the_same_each_time() -> None:
+    generators = {name: made() for name, (made, _) in GENERATORS.items()}
+    kept = Kept([], list(generators.values()))
+
+    def draw() -> dict[str, float]:
+        found = {name: GENERATORS[name][1](generators[name]) for name in GENERATORS}
+        return found | {"torch, global": float(torch.rand(())), "python, global": random.random()}
+
+    as_found = draw()
+    kept.reseed(5)
+    first = draw()
+    draw()
+    kept.reseed(5)
+    assert draw() == first
+    kept.reseed(6)
+    other = draw()
+    kept.put_back()
+    assert draw() == as_found
+    for name in first:
+        assert len({as_found[name], first[name], other[name]}) == 3, name
 
 
 def test_whether_a_parameter_has_changed_is_seen() -> None:

@@ -134,6 +134,22 @@ def test_the_metric_changes_nothing_and_is_that_of_eval_mode() -> None:
         assert all(0.0 <= sample.metric <= 1.0 for sample in samples)
 
 
+@pytest.mark.parametrize("micro_batch_size", [None, 3])
+def test_a_loss_is_the_mean_over_its_batch(micro_batch_size: int | None) -> None:
+    """So that an epoch of small batches has the mean of one large batch."""
+    means = []
+    for size in (8, 360):
+        recipe = replace(RECIPE, batch_size=size, micro_batch_size=micro_batch_size)
+        with new_training(make_task(), recipe, seed=0, world=None) as training:
+            loop = TrainingLoop(training)
+            samples = [loop.update(NOTHING) for _ in range(360 // size)]
+            assert {sample.examples for sample in samples} == {size}
+            means.append(sum(sample.loss for sample in samples) / len(samples))
+            loop.close()
+    assert means[0] == pytest.approx(means[1], rel=1e-6)
+    assert 0.2 < means[1] < 2.0
+
+
 # --- whose settings ------------------------------------------------------------------------------
 
 

@@ -169,6 +169,14 @@ def test_the_first_ramp_to_blow_up_decides_the_edge() -> None:
         assert reading.estimates["edge"].value == pytest.approx(LRS[80], rel=0.3)
 
 
+def test_losses_that_end_without_a_rise_are_a_fault_and_no_blow_up() -> None:
+    losses = list(2.3 + 0.02 * np.random.default_rng(0).standard_normal(60)) + [math.nan] * 10
+    reading = read_curve(LRS.tolist(), losses)
+    assert names(reading) == ["nan-gap"]
+    assert f"from lr {LRS[60]:.3g} on no loss is finite" in reading.findings[0].sentence
+    assert reading.blow_up_lr == pytest.approx(LRS[60])
+
+
 def test_one_ramp_of_few_losses_is_too_few() -> None:
     whole = sigmoid_drop(1e-3, edge=1e9).tolist()
     reading = read_curve(LRS.tolist(), whole, whole[:5])

@@ -245,7 +245,7 @@ def trainings(draw: st.DrawFn) -> tuple[Losses, ProbePlan]:
     return losses, replace(plan, noise=plan.noise * drop)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(trainings(), st.randoms(use_true_random=False))
 def test_every_search_ends_stays_inside_and_is_a_function_of_its_probes(
     training: tuple[Losses, ProbePlan], order: random.Random
@@ -273,7 +273,7 @@ def test_every_search_ends_stays_inside_and_is_a_function_of_its_probes(
     assert best is None or len(best.losses) == plan.num_updates
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(trainings())
 def test_an_interrupted_search_goes_on_where_it_was(training: tuple[Losses, ProbePlan]) -> None:
     losses, plan = training

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from anybatch import (
     ComputeSettings,
+    InputError,
     LRRangeSettings,
     Measurement,
     Recipe,
@@ -183,6 +184,7 @@ def test_the_first_repeat_draws_what_the_loop_would_have_drawn_and_the_next_othe
     first, second = series_of(Own().measure(repeats=2, probe_updates=0), 0.0)
     assert first[0][1] == expected
     assert second[0][1] != expected
+    assert second[0][1] == pytest.approx(expected, rel=0.2)  # the weights are those of before
 
 
 def test_each_update_that_a_scaler_skips_is_taken_again_also_in_short_trainings() -> None:
@@ -192,3 +194,53 @@ def test_each_update_that_a_scaler_skips_is_taken_again_also_in_short_trainings(
     assert own.skipped > 10
     assert len(found.samples["lr"]) == own.calls - own.skipped
     assert 1.0 in found.samples["stage"]
+
+
+def test_a_tensor_lr_is_filled_and_never_rebound() -> None:
+    """A captured graph, or a compiled step, holds it."""
+    own, seen = Own(), set()
+    own.optimizer.param_groups[0]["lr"] = lr = torch.tensor(0.1)
+
+    def step() -> Tensor:
+        assert own.optimizer.param_groups[0]["lr"] is lr
+        seen.add(float(lr))
+        return own.step()
+
+    settings = replace(QUICK, num_updates=16, probe_updates=0)
+    found = measure_lr_range(
+        step=step, optimizer=own.optimizer, restore=[own.model, own.scaler], settings=settings
+    )
+    assert sorted(seen) == pytest.approx(sorted(found.samples["lr"]))
+    assert own.optimizer.param_groups[0]["lr"] is lr
+    assert lr == torch.tensor(0.1)
+
+
+def test_groups_that_a_warm_up_has_at_0_are_moved_in_the_ratio_of_their_initial_lr() -> None:
+    own, seen = Own(), set()
+    own.optimizer.param_groups[0] |= {"lr": 0.0, "initial_lr": 0.1}
+    other = {"params": [nn.Parameter(torch.ones(1))], "lr": 0.0, "initial_lr": 0.02}
+    own.optimizer.add_param_group(other)
+
+    def step() -> Tensor:
+        first, second = (group["lr"] for group in own.optimizer.param_groups)
+        seen.add(round(second / first, 9))
+        return own.step()
+
+    settings = replace(QUICK, num_updates=16, probe_updates=0)
+    measure_lr_range(
+        step=step, optimizer=own.optimizer, restore=[own.model, own.scaler], settings=settings
+    )
+    assert seen == {0.2}
+    assert [group["lr"] for group in own.optimizer.param_groups] == [0.0, 0.0]
+
+
+def test_data_that_end_are_refused() -> None:
+    own, batches = Own(), iter(range(20))
+
+    def step() -> Tensor:
+        next(batches)
+        return own.step()
+
+    with pytest.raises(InputError, match="must not run out of data"):
+        measure_lr_range(step=step, optimizer=own.optimizer, restore=[own.model], settings=QUICK)
+    assert own.model.w.tolist() == [1.0] * 5

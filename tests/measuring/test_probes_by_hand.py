@@ -43,12 +43,12 @@ def octave_of(probes: Sequence[Probe], plan: ProbePlan = PLAN) -> float:
 def test_the_vertex_of_a_parabola_is_found_at_any_spacing(
     octaves: tuple[float, ...], bottom: float
 ) -> None:
-    """The middle between the vertex and where the level below is 2 % of the drop worse."""
+    """The middle between the vertex and where the level below is 1 % of the drop worse."""
     probes = parabola(octaves, bottom)
     levels = {p.octave: p.losses[-1] for p in probes}
     best = min(levels, key=levels.__getitem__)
     below = max(k for k in levels if k < best)
-    limit = levels[best] + 0.02 * (1.0 - levels[best])
+    limit = levels[best] + 0.01 * (1.0 - levels[best])
     assert levels[below] > limit
     share = (limit - levels[best]) / (levels[below] - levels[best])
     assert octave_of(probes) == pytest.approx(0.5 * (bottom + best - share * (best - below)))
@@ -96,6 +96,21 @@ def test_the_interval_is_two_thirds_of_an_octave_and_more_where_losses_are_noisy
     ]
     found = best_lr(noisy, PLAN)
     assert math.log2(found.high / found.low) > 1.8
+
+
+def test_the_best_at_a_border_has_no_bound_beyond_it() -> None:
+    largest = best_lr(parabola(range(-8, -4), -5.0), PLAN)
+    assert (largest.high, largest.reason) == (math.inf, "the largest lr that was tried is the best")
+    least = best_lr(parabola(range(-5, -1), -5.0), PLAN)
+    assert (least.low, least.reason) == (0.0, "the least lr that was tried is the best")
+
+
+def test_noise_alone_is_not_the_best() -> None:
+    for seed in range(50):
+        draws = random.Random(seed)
+        losses = tuple(1.0 + 0.3 * draws.gauss(0.0, 1.0) for _ in range(UPDATES))
+        flat = Probe(octave=-4, repeat=0, losses=losses)
+        assert best_probe([flat], 0, replace(PLAN, noise=0.3)) is None, seed
 
 
 def test_a_second_octave_below_is_tried_where_the_first_is_as_good() -> None:

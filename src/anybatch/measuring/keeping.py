@@ -23,7 +23,7 @@ __all__ = ["Kept"]
 
 _PutBack = Callable[[], None]
 _Generator: TypeAlias = torch.Generator | np.random.Generator | random.Random
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, tuple, frozenset)
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, frozenset)
 
 
 @final
@@ -71,8 +71,9 @@ class Kept:
         elif isinstance(thing, (torch.Generator, np.random.Generator, random.Random)):
             self._generators.append(thing)
             self._actions.append(_generator(thing))
-        elif isinstance(thing, (MutableMapping, MutableSequence)):
-            self._actions.append(_container(thing))
+        elif isinstance(thing, (MutableMapping, MutableSequence, tuple)):
+            if not isinstance(thing, tuple):
+                self._actions.append(_container(thing))
             for item in list(thing.values() if isinstance(thing, MutableMapping) else thing):
                 self._keep(item)
         else:

@@ -352,7 +352,7 @@ def _open_end(
     )
     found = {"edge": _at_least(last, reason)}
     lowest = places["minimum"] or 0
-    if fit.value[lowest] > fit.value[-1] - 2.0 * fit.error[-1]:  # still falling, or flat
+    if fit.value[lowest] >= fit.value[-1] - 2.0 * fit.error[-1]:  # still falling, or flat
         found["minimum"] = _at_least(math.exp(float(fit.grid[lowest])), reason)
     return found
 

@@ -3,7 +3,8 @@
 A ramp overshoots: it passes the edge before the loss shows it. So from the ramp's own beginning,
 on the same batches, a few constant learning rates are tried, a factor 2 apart at first:
 
-    downhill from the ramp's guess until the best one has a worse neighbour on both sides
+    downhill from the ramp's guess until the best one has a worse neighbour on both sides, and
+    is better than one three octaves below
     up from there to the first that does not learn, then between the two: the edge
     what is clearly worse than the best so far is given up early
 
@@ -36,13 +37,14 @@ __all__ = [
 _Array = NDArray[np.float64]
 
 _TAIL = 0.35  # share of a probe whose losses are its level
-_EQUAL = 0.02  # share of the best drop within which two learning rates are as good
+_EQUAL = 0.01  # share of the best drop within which two learning rates are as good
 _FALLEN = 0.05  # share of the best drop that a probe must make to count as learning
 _CHANCE = 4.0  # standard errors: the lowest of several levels is low by chance
 _WORTH_MENTIONING = 0.1  # of the noise of one loss: less is no learning, however sure
 _GIVEN_UP = 0.5  # share of the best drop that a probe may lack before it is given up
 _EDGE_OCTAVES = 0.25
 _MOST_OCTAVES = 12
+_FURTHER_DOWN = 3
 _STEADY_ENOUGH = 3  # learning rates without a clear fall, below one that rises: nothing to find
 _NON_FINITE_IN_A_ROW = 3
 _MODEL_ERROR_OCTAVES = 0.7
@@ -245,6 +247,7 @@ def _next_around_best(probes: Sequence[Probe], plan: ProbePlan, repeat: int) -> 
     lower = own.get(best.octave - 1)
     if lower and _final_level(lower, best, plan) <= _level(best.losses, plan) + _EQUAL * drop:
         wanted.append(best.octave - 2)
+    wanted.append(best.octave - _FURTHER_DOWN)  # a second valley, of slower and better trainings
     inside = [k for k in wanted if plan.lowest <= k <= plan.highest and k not in own]
     return inside[0] if inside else None
 
@@ -321,7 +324,7 @@ def best_lr(probes: Sequence[Probe], plan: ProbePlan) -> Estimate:
     """The learning rate to train with: the middle of those that are as good as the best.
 
     Levels are averaged over beginnings; the best is where a parabola through the lowest level and
-    its neighbours is lowest; from there down to where the level is worse by 2 % of the best
+    its neighbours is lowest; from there down to where the level is worse by 1 % of the best
     drop, the learning rates are as good, and the geometric middle of them is taken: longer
     trainings like smaller ones. The interval is that of resampled updates and beginnings,
     widened by the error of short trainings against long ones (0.7 octaves, measured by

@@ -76,7 +76,7 @@ class LRRangeSettings:
     num_updates: int = 100
     spacing: Literal["log", "linear"] = "log"
     repeats: int = 1
-    probe_updates: int = 64
+    probe_updates: int = 100
     metric_direction: Literal["max", "min"] = "max"
 
     def __post_init__(self) -> None:
@@ -138,7 +138,7 @@ def measure_lr_range(
             lr itself; the recipe's lr is 0.
 
     Cost:
-        About 80 updates for a ramp and 300 to 600 for the short trainings; 1 or 2 copies of the
+        About 80 updates for a ramp and 400 to 700 for the short trainings; 1 or 2 copies of the
         model's and the optimizer's state.
 
     Collectives:
@@ -388,10 +388,10 @@ def _best_metric(test: _Test, direction: str | None) -> Estimate | None:
 
 
 def _below_edge(top: Estimate, edge: Estimate) -> Estimate:
-    """max_lr, at most the edge."""
+    """max_lr, at most half of the edge, which differs between beginnings by about an octave."""
     if top.value is None or edge.value is None:
         return top
-    value = min(top.value, edge.value)
+    value = min(top.value, 0.5 * edge.value)
     return dataclasses.replace(
         top, value=value, low=min(top.low, value), high=max(value, min(top.high, edge.high))
     )
