@@ -37,7 +37,7 @@ PREDICTION = "median |log2(suggested / best)| at most 0.5, worst at most 1.25, o
 
 _MEDIAN, _WORST = 0.5, 1.25
 _TRUTH_SEEDS = (0, 1, 2)
-_SEEDS = (10, 11, 12)
+_SEEDS = (20, 21, 22)  # others than those that the settings were chosen with
 _CASES = {case.name: case for case in CASES}
 
 
