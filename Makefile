@@ -25,7 +25,7 @@ demo: $(VENV)/.installed
 	$(BIN)/anybatch report $(DEMO)/lr-range $(DEMO)/train --out $(DEMO)/report.html
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --doctest-modules src tests
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --doctest-modules src tests
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check src tests benchmarks examples

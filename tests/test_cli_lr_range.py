@@ -272,13 +272,21 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not list(Path().iterdir())
 
 
+LISTENING_TO_SIGINT = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
+from anybatch.cli import main
+sys.exit(main())
+"""
+
+
 def test_ctrl_c_inside_exits_130_and_leaves_no_folder() -> None:
     Path("slow_made_here.py").write_text(SLOW)
     process = subprocess.Popen(
         [
             sys.executable,
-            "-m",
-            "anybatch",
+            "-c",
+            LISTENING_TO_SIGINT,
             "lr-range",
             "slow_made_here:task",
             "--set",
