@@ -26,16 +26,8 @@ from anybatch.measurement import Estimate, Finding, Measurement
 from anybatch.measuring.blow_up import blow_up
 from anybatch.measuring.loops import Loop, Sample
 from anybatch.measuring.lr_curve import CurveReading, read_curve
-from anybatch.measuring.lr_probes import (
-    Probe,
-    ProbePlan,
-    best_lr,
-    best_probe,
-    edge,
-    may_learn,
-    next_probe,
-    should_give_up,
-)
+from anybatch.measuring.lr_probes import Probe, ProbePlan, best_probe, next_probe, should_give_up
+from anybatch.measuring.lr_range_reading import estimates_of, findings_of, perhaps_converged
 from anybatch.measuring.subjects import OpenLoop, Subject, subject_of
 from anybatch.progress import Activity
 from anybatch.recipe import Recipe
@@ -52,7 +44,6 @@ _MOST_SKIPPED = 20  # updates in a row that a gradient scaler may leave out
 _OCTAVES_BELOW_BLOW_UP = 3.0
 _CLEAR = 20.0  # standard deviations of one loss: such a drop needs no comparison
 _USUAL_PROBES = 5.5  # at their full length, from the first beginning
-_BASE_SHARES = (1.0 / 32.0, 1.0 / 25.0, 1.0 / 4.0)  # of max_lr: least, usual, greatest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -329,22 +320,15 @@ _COLUMNS = ("stage", "repeat", "series", "update", "lr", "loss", "metric")
 def _measured(
     test: _Test, reading: CurveReading, plan: ProbePlan | None, subject: Subject
 ) -> Measurement:
-    estimates = dict(reading.estimates)
-    if plan is not None:
-        estimates["edge"] = edge(test.probes, plan)
-        estimates["max_lr"] = _below_edge(best_lr(test.probes, plan), estimates["edge"])
-    else:
-        estimates["max_lr"] = _max_lr_of_curve(reading)
-    estimates["base_lr"] = _base_lr(estimates)
+    estimates = estimates_of(reading, test.probes, plan)
     described = subject.described()
     best_metric = _best_metric(test, described.get("metric_direction"))
     if best_metric is not None:
         estimates["best_metric"] = best_metric
     findings = [*test.findings, *_restore_findings(subject.not_covered())]
-    suspected = may_learn(test.probes, plan) if plan is not None else None
-    findings += _findings_of_ramps(reading, estimates, suspected, probed=plan is not None)
+    findings += findings_of(reading, estimates, test.probes, plan)
     if described.get("after_updates") and estimates["max_lr"].value is None:
-        findings = [_perhaps_converged(finding) for finding in findings]
+        findings = [perhaps_converged(finding) for finding in findings]
     columns = zip(*test.rows, strict=True)
     return Measurement(
         kind="lr-range",
@@ -355,20 +339,6 @@ def _measured(
         examples=test.examples,
         findings=tuple(findings),
         fitted=reading.fitted,
-    )
-
-
-def _max_lr_of_curve(reading: CurveReading) -> Estimate:
-    """Without short trainings: the geometric middle of the steepest place and the minimum."""
-    steepest, minimum = reading.estimates["steepest"], reading.estimates["minimum"]
-    if steepest.value is None or minimum.value is None:
-        reason = steepest.reason or minimum.reason
-        return Estimate(value=None, low=minimum.low, high=math.inf, reason=reason)
-    return Estimate(
-        value=math.sqrt(steepest.value * minimum.value),
-        low=min(steepest.low, minimum.value),
-        high=max(minimum.high, steepest.value),
-        reason="read from the ramp alone",
     )
 
 
@@ -387,34 +357,6 @@ def _best_metric(test: _Test, direction: str | None) -> Estimate | None:
     ]
 
 
-def _below_edge(top: Estimate, edge: Estimate) -> Estimate:
-    """max_lr, at most half of the edge, which differs between beginnings by about an octave."""
-    if top.value is None or edge.value is None:
-        return top
-    value = min(top.value, 0.5 * edge.value)
-    return dataclasses.replace(
-        top, value=value, low=min(top.low, value), high=max(value, min(top.high, edge.high))
-    )
-
-
-def _base_lr(estimates: dict[str, Estimate]) -> Estimate:
-    """For the bottom of a cycle: where learning starts, between 1/32 and 1/4 of max_lr.
-
-    1/25 of max_lr, a usual share, where no ramp tells where learning starts.
-    """
-    top, starts = estimates["max_lr"], estimates["learning_starts"]
-    if top.value is None:
-        return Estimate(value=None, reason=top.reason)
-    least, usual, greatest = (share * top.value for share in _BASE_SHARES)
-    if starts.value is None:
-        reason = f"1/25 of max_lr, since {starts.reason or 'the start of learning is not known'}"
-        return Estimate(value=usual, low=least, high=greatest, reason=reason)
-    value, low, high = (
-        min(max(lr, least), greatest) for lr in (starts.value, starts.low, starts.high)
-    )
-    return Estimate(value=value, low=low, high=high)
-
-
 def _restore_findings(not_covered: Sequence[str]) -> list[Finding]:
     """What could not be put back."""
     if not not_covered:
@@ -422,38 +364,3 @@ def _restore_findings(not_covered: Sequence[str]) -> list[Finding]:
     sentence = f"not put back: {'; '.join(not_covered)}"
     advice = "give restore the module, and a loader with state_dict, or build the iterator anew"
     return [Finding(name="not-restored", sentence=sentence, advice=advice)]
-
-
-def _findings_of_ramps(
-    reading: CurveReading,
-    estimates: dict[str, Estimate],
-    suspected: float | None,
-    *,
-    probed: bool,
-) -> list[Finding]:
-    """What the ramps showed, as far as the short trainings leave it as it is."""
-    found = estimates["max_lr"].value is not None
-    steepest = reading.estimates["steepest"].value
-    findings = []
-    for finding in reading.findings:
-        if finding.name == "never-diverged" and estimates["edge"].value is not None:
-            continue
-        if finding.name in ("never-learned", "noisy") and found:
-            sentence = "the ramp shows no fall that is clear of the noise, but short trainings do"
-            finding = Finding(name="noisy", sentence=sentence, advice="--repeats 3")
-        elif finding.name == "never-learned" and suspected is not None:
-            sentence = f"the loss may fall at lr {suspected:.3g}, but not clear of the noise"
-            advice = "a larger batch, or LRRangeSettings(probe_updates=400)"
-            finding = Finding(name="noisy", sentence=sentence, advice=advice)
-        findings.append(finding)
-    if probed and not found and steepest is not None:
-        sentence = f"the ramp falls near lr {steepest:.3g}, but no short training does"
-        findings.insert(0, Finding(name="not-confirmed", sentence=sentence, advice="--repeats 3"))
-    return findings
-
-
-def _perhaps_converged(finding: Finding) -> Finding:
-    """Advice for a training under way, in which nothing may be left to learn."""
-    if finding.name != "never-learned":
-        return finding
-    return dataclasses.replace(finding, advice="nothing may be wrong: it may have converged")
