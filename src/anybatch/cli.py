@@ -20,7 +20,6 @@ from typing import Annotated, Any, Literal, TypeAlias, cast
 import tyro
 
 from anybatch.errors import ExitCode, InputError
-from anybatch.recipe_file import place_of
 
 __all__ = ["main"]
 
@@ -428,6 +427,8 @@ def _described(error: Exception) -> str:
     """One line about an error that nobody foresaw."""
     if isinstance(error, OSError) and error.filename is not None:
         return str(InputError(str(error.filename), "must be usable", error.strerror))
+    from anybatch.recipe_file import place_of
+
     what = " ".join(f"{type(error).__name__}: {error}".split())
     return f"{what} ({place_of(error)}; python -X dev -m anybatch shows the whole way there)"
 
