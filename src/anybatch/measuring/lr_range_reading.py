@@ -54,9 +54,8 @@ def _below_edge(top: Estimate, edge: Estimate) -> Estimate:
     if top.value is None or edge.value is None:
         return top
     value = min(top.value, 0.5 * edge.value)
-    return dataclasses.replace(
-        top, value=value, low=min(top.low, value), high=max(value, min(top.high, edge.high))
-    )
+    low = top.low * value / top.value  # as far below as it was
+    return dataclasses.replace(top, value=value, low=low, high=max(value, min(top.high, edge.high)))
 
 
 def _base_lr(estimates: dict[str, Estimate]) -> Estimate:
