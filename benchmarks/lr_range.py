@@ -33,7 +33,10 @@ QUESTION = (
     "How many octaves lie between the lr that `anybatch lr-range` suggests and the constant lr "
     "with the least validation loss after a stated number of updates?"
 )
-PREDICTION = "median |log2(suggested / best)| at most 0.5, worst at most 1.25, over cases and seeds"
+PREDICTION = (
+    "median distance, log2(suggested / best), at most 0.5 octaves, worst at most 1.25, over cases "
+    "and seeds"
+)
 
 _MEDIAN, _WORST = 0.5, 1.25
 _TRUTH_SEEDS = (0, 1, 2)
