@@ -268,8 +268,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
               "best inside of the interval", "edge", "updates of the test", "seconds"]  # fmt: skip
     note = (
         "\n\nBest lr: interpolated, n = 3 seeds; suggested: each of n other seeds; edge: of "
-        "constant-lr trainings, beside the one that mathematics gives where it does. Only the seeds "
-        "are held out: the test's settings were chosen on other seeds of these cases."
+        "constant-lr trainings, beside the one that mathematics gives where it does. Only the "
+        "seeds are held out: the test's settings were chosen on other seeds of these cases."
     )
     return markdown_table(header, rows) + note + _peer_table(results)
 

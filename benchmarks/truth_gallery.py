@@ -167,8 +167,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         "is right from a factor of 4 below the steepest point to the edge (curves), or within a "
         "factor of 4 of the best constant lr or as good as it to 1 % (tasks), below the edge. "
         "Where nothing can be known, any number is wrong, and anybatch must also name the reason. "
-        "The truths were written before anybatch's test existed; it was right in 92 % when it first "
-        f"met them, and was mended with the failing cases known. Versions: {listed}."
+        "The truths were written before anybatch's test existed; it was right in 92 % when it "
+        f"first met them, and was mended with the failing cases known. Versions: {listed}."
     )
     parts = [_score_table(results), notes, _edges(results), _case_table(results)]
     return "\n\n".join(part for part in parts if part)
