@@ -67,9 +67,11 @@ def test_a_run_is_drawn_with_its_losses(tmp_path: Path, ax: Axes) -> None:
 
 def test_a_run_without_records_or_numbers_is_drawn(tmp_path: Path, ax: Axes) -> None:
     run = Run.create(tmp_path / "run", RECIPE, {})
-    run.plot(ax)
+    assert not run.plot(ax).lines
     run.append(step(1, loss=math.nan))
-    run.plot(ax)
+    lines = run.plot(ax).lines
+    assert lines
+    assert not any(math.isfinite(y) for y in lines[0].get_ydata())
 
 
 def test_an_lr_range_is_drawn_with_regions_and_suggestions(ax: Axes) -> None:

@@ -178,6 +178,30 @@ def test_bf16_and_a_stream_without_length() -> None:
     assert 0.01 < value(measured, "max_lr") < 20
 
 
+def test_examples_that_are_dicts() -> None:
+    inputs, labels = blobs()
+    rows = [{"x": x, "target": y} for x, y in zip(inputs, labels, strict=True)]
+
+    class Rows(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return len(rows)
+
+        def __getitem__(self, index: int) -> Any:
+            return rows[index]
+
+    class ByName(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(5, 2)
+
+        def forward(self, *, x: Tensor) -> Tensor:
+            outputs: Tensor = self.linear(x)
+            return outputs
+
+    task = Task(build_model=ByName, train=Rows())
+    assert value(measure_lr_range(task, recipe(batch_size=32), settings=QUICK), "max_lr") > 0.05
+
+
 # --- anybody's loop ------------------------------------------------------------------------------
 
 

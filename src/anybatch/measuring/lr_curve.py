@@ -32,6 +32,7 @@ _Array = NDArray[np.float64]
 _FEWEST_POINTS = 12
 _MOST_POINTS = 1000
 _SIGNIFICANT = 4.5  # standard errors: the lowest of many places is low by chance
+_USUAL_START = 1e-7  # of a ramp
 _STARTED = 0.1  # share of the drop that counts as a start
 _RISEN = 0.2  # share of the drop that counts as a rise
 _FEWEST_FLAT = 9  # places of the grid (a fourth of a point each) before the loss may fall
@@ -402,7 +403,8 @@ def _not_learned(
         return Finding(name="nan-gap", sentence=sentence, advice="look at the data and the loss")
     if points.end is not None:
         sentence = f"the loss blew up at lr {math.exp(points.end):.3g} without falling before"
-        advice = "--updates 400; or look at data, labels and loss"
+        lower = f"--start-lr {_USUAL_START:.0e} " if lrs[0] > 10.0 * _USUAL_START else ""
+        advice = f"{lower}--updates 400; or look at data, labels and loss"
     else:
         sentence = f"the loss did not fall anywhere {where}"
         advice = f"--end-lr {last * 100:.1g} --updates 200; or look at data, labels and loss"

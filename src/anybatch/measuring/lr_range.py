@@ -43,7 +43,7 @@ _OCTAVES_BELOW = 8.0  # the ramp's guess that may be tried
 _MOST_SKIPPED = 20  # updates in a row that a gradient scaler may leave out
 _OCTAVES_BELOW_BLOW_UP = 3.0
 _CLEAR = 20.0  # standard deviations of one loss: such a drop needs no comparison
-_USUAL_PROBES = 5.5  # at their full length, from the first beginning
+_USUAL_PROBES = 6.5  # at their full length, from the first beginning
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,7 +129,7 @@ def measure_lr_range(
             lr itself; the recipe's lr is 0.
 
     Cost:
-        About 80 updates for a ramp and 400 to 700 for the short trainings; 1 or 2 copies of the
+        About 80 updates for a ramp and 450 to 1,050 for the short trainings; 1 or 2 copies of the
         model's and the optimizer's state.
 
     Collectives:
