@@ -7,9 +7,11 @@ starts. Everything is float64 and smooth (tanh, GELU, averages), so rounding is 
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +43,17 @@ OPTIMIZERS = {
     "adamw": AdamWSettings(lr=3e-3, weight_decay=0.01),
 }
 COMPUTE = ComputeSettings(device="cpu", precision="fp64", evaluation_batch_size=8)
+
+
+def leave() -> NoReturn:
+    """End a rank whose work is done, without the interpreter's own end (see `cli.script`).
+
+    A thread of gloo that still lets go of a tensor while Python ends aborts the process; on a busy
+    machine it happens now and then.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def smooth_mlp(normalized: bool) -> nn.Module:

@@ -143,3 +143,4 @@ def without_group(folder: Path) -> None:
 
 if __name__ == "__main__":
     {"own-group": in_an_own_group, "no-group": without_group}[sys.argv[1]](Path(sys.argv[2]))
+    cases.leave()

@@ -63,3 +63,4 @@ def main(group: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]))
+    cases.leave()
