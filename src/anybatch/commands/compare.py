@@ -12,7 +12,7 @@ from anybatch.errors import ExitCode
 from anybatch.records import plain
 
 if TYPE_CHECKING:
-    from anybatch.cli import Compare
+    from anybatch.options.report import Compare
     from anybatch.reporting.comparison import Comparison
 
 __all__ = ["compare"]

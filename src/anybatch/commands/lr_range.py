@@ -20,7 +20,7 @@ from anybatch.run import Run, Status, require_new_folder, write_json
 from anybatch.schedules import Constant, OneCycle
 
 if TYPE_CHECKING:
-    from anybatch.cli import LRRange
+    from anybatch.options.lr_range import LRRange
     from anybatch.task import Task
 
 __all__ = ["SUGGESTED", "lr_range", "suggested_recipe", "summary"]

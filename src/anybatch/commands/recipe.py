@@ -18,7 +18,7 @@ from anybatch.recipe_mapping import recipe_to_mapping, to_plain
 from anybatch.schedules import Duration
 
 if TYPE_CHECKING:
-    from anybatch.cli import RecipePreview
+    from anybatch.options.recipe import RecipePreview
 
 __all__ = [
     "check_recipe",

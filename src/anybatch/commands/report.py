@@ -10,7 +10,7 @@ from anybatch.commands.output import show
 from anybatch.errors import ExitCode, InputError
 
 if TYPE_CHECKING:
-    from anybatch.cli import Report
+    from anybatch.options.report import Report
 
 __all__ = ["report"]
 

@@ -19,7 +19,7 @@ from anybatch.schedules import Duration
 from anybatch.study import ArmSummary, Study
 
 if TYPE_CHECKING:
-    from anybatch.cli import Train
+    from anybatch.options.train import Train
     from anybatch.task import Task
     from anybatch.training.training import Training
 
