@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent / "reporting"))
 from report_cases import RECIPE, lr_range, make_run, step
 
 from anybatch.drawing import Line, Span, draw_lines, robust_limits
-from anybatch.lr_range_drawing import draw_lr_probes
+from anybatch.drawings.lr_range import draw_lr_probes
 from anybatch.measurement import Measurement
 from anybatch.run import Run
 from anybatch.study import Study
@@ -137,7 +137,7 @@ def test_plain_values_are_strict_json(tmp_path: Path) -> None:
 
 
 def test_an_unknown_interval_has_no_band(ax: Axes) -> None:
-    from anybatch.lr_range_drawing import draw_lr_range
+    from anybatch.drawings.lr_range import draw_lr_range
 
     draw_lr_range(ax, lr_range().samples, {}, {"base_lr": Span(0.01)})
     assert len(ax.patches) == 0

@@ -32,7 +32,7 @@ BROKEN_ARROWS = {
     "reporting reaches torch": ("reporting/figures.py", "import torch"),
     "a command about runs reaches torch": ("commands/compare.py", "import anybatch.world"),
     "drawing reaches torch": ("drawing.py", "import torch"),
-    "drawing reaches numpy": ("lr_range_drawing.py", "import numpy"),
+    "drawing reaches numpy": ("drawings/lr_range.py", "import numpy"),
     "a noun reaches reporting": ("measurement.py", "import anybatch.reporting.page"),
     "a noun reaches measuring": ("run.py", "import anybatch.measuring.lr_range"),
 }

@@ -96,7 +96,7 @@ def test_nouns_are_imported_without_torch() -> None:
         "controllers", "errors", "measurement", "progress", "recipe", "recipe_file",
         "recipe_mapping", "recipe_parts", "records", "run", "schedules", "study", "durations",
         "schedule_parts", "plain_schedules", "stepped_schedules", "cyclic_schedules", "course",
-        "preview", "drawing", "lr_range_drawing",
+        "preview", "drawing", "drawings.lr_range",
     ]  # fmt: skip
     imports = "".join(f"import anybatch.{noun}\n" for noun in nouns)
     public = "InputError Patience Measurement Recipe load_recipe EvalRecord Run Study Cosine epochs"

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from anybatch.drawing import Span, axes_or_new, draw_estimates, html_table
+from anybatch.drawings.lr_range import draw_lr_range
+from anybatch.drawings.picture import Measured
+from anybatch.drawings.table import DRAWINGS
 from anybatch.errors import InputError
-from anybatch.lr_range_drawing import draw_lr_range
 from anybatch.records import plain
 
 if TYPE_CHECKING:
@@ -134,18 +136,25 @@ class Measurement:
         return plain_values
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the measurement: an lr-range as loss against lr, others as their estimates.
+        """Draw the measurement: the first picture of its kind, or its estimates as dots.
 
         Args:
             ax: of matplotlib, to draw on; None makes a new figure.
         """
-        axes = axes_or_new(ax)
-        spans = {name: Span(e.value, e.low, e.high) for name, e in self.estimates.items()}
+        axes, measured = axes_or_new(ax), self.measured
         if self.kind == "lr-range":
-            draw_lr_range(axes, self.samples, self.fitted, spans)
+            draw_lr_range(axes, self.samples, self.fitted, measured.spans)
+        elif self.kind in DRAWINGS and all(self.samples.values()):
+            DRAWINGS[self.kind].panels[0](axes, measured)
         else:
-            draw_estimates(axes, spans)
+            draw_estimates(axes, measured.spans)
         return axes
+
+    @property
+    def measured(self) -> Measured:
+        """What a picture is drawn from."""
+        spans = {name: Span(e.value, e.low, e.high) for name, e in self.estimates.items()}
+        return Measured(self.samples, self.fitted, spans, self.settings)
 
     def _repr_html_(self) -> str:
         """A table of the estimates and findings, for notebooks."""

@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from anybatch.drawing import REGIONS, Span
-from anybatch.lr_range_drawing import draw_lr_metric, draw_lr_probes, draw_lr_range, probe_levels
+from anybatch.drawings.lr_range import draw_lr_metric, draw_lr_probes, draw_lr_range, probe_levels
 from anybatch.measurement import Estimate, Measurement
 from anybatch.reporting.figures import Picture
 from anybatch.reporting.measurement_figures import measurement_picture

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anybatch.commands.output import show, table
-from anybatch.errors import ExitCode
+from anybatch.commands.measure import exit_code, measure, next_command
+from anybatch.commands.output import table
 from anybatch.measurement import Estimate, Measurement
 from anybatch.recipe import Recipe
-from anybatch.recipe_file import load_recipe, recipe_name_for
 from anybatch.recipe_mapping import recipe_to_mapping
-from anybatch.records import plain
-from anybatch.run import Run, Status, require_new_folder, write_json
+from anybatch.run import Run, write_json
 from anybatch.schedules import Constant, OneCycle
 
 if TYPE_CHECKING:
     from anybatch.options.lr_range import LRRange
-    from anybatch.task import Task
 
 __all__ = ["SUGGESTED", "lr_range", "suggested_recipe", "summary"]
 
@@ -46,9 +41,6 @@ def lr_range(options: LRRange) -> int:
         InputError: anything given that breaks a rule.
     """
     from anybatch.measuring.lr_range import LRRangeSettings, measure_lr_range
-    from anybatch.task import load_task
-    from anybatch.training.loop import default_out
-    from anybatch.world import World
 
     settings = LRRangeSettings(
         start_lr=options.start_lr,
@@ -57,47 +49,26 @@ def lr_range(options: LRRange) -> int:
         spacing=options.spacing,
         repeats=options.repeats,
     )
-    recipe = load_recipe(options.recipe or recipe_name_for(options.task), options.set)
-    task = load_task(options.task, data=options.data, image_size=recipe.image_size)
-    world = World.from_environment(recipe.compute.device)
-    try:
-        out = options.out or world.from_first(default_out(f"{task.name}-lr-range"))
-        require_new_folder(out)  # before minutes are spent
-        measured = measure_lr_range(task, recipe, settings=settings, progress=not options.json)
-        measured = _with_commands(measured, options.task)
-        if world.is_first:
-            run = _kept(measured, task, recipe, out)
-            _say(measured, run, options)
-    finally:
-        world.close(together=False)
-    return ExitCode.OK if measured.estimates["max_lr"].value is not None else 1
+    measured = measure(
+        options,
+        "lr-range",
+        lambda task, recipe: measure_lr_range(
+            task, recipe, settings=settings, progress=not options.json
+        ),
+        summary,
+        finish=lambda run, found: _suggest(run, found, options),
+    )
+    return exit_code(measured.estimates["max_lr"].value is not None)
 
 
-def _with_commands(measured: Measurement, task: str) -> Measurement:
-    """Advice that is an option, as the whole command to run next."""
-    command = f"anybatch lr-range {shlex.quote(task)} "
-    findings = [
-        replace(finding, advice=command + finding.advice)
-        if finding.advice.startswith("--")
-        else finding
-        for finding in measured.findings
-    ]
-    return replace(measured, findings=tuple(findings))
-
-
-def _kept(measured: Measurement, task: Task, recipe: Recipe, out: Path) -> Run:
-    """The measurement in a new run folder, with the recipe that it suggests."""
-    from anybatch.training.environment import describe_environment
-    from anybatch.world import World
-
-    run = Run.create(out, recipe, task.reference)
-    run.add_environment(describe_environment(World.from_environment(recipe.compute.device)))
-    run.add_measurement(measured)
-    run.write_status(Status(name="finished", reason="measured the lr range; nothing was trained"))
-    suggested = suggested_recipe(recipe, measured)
-    if suggested is not None:
-        write_json(run.path / SUGGESTED, recipe_to_mapping(suggested))
-    return run
+def _suggest(run: Run, measured: Measurement, options: LRRange) -> list[str]:
+    """Write the recipe that the measurement suggests, and say how to train with it."""
+    suggested = suggested_recipe(run.recipe, measured)
+    if suggested is None:
+        return []
+    write_json(run.path / SUGGESTED, recipe_to_mapping(suggested))
+    path = shlex.quote(str(run.path / SUGGESTED))
+    return [next_command(options, "train", f"--recipe {path}")]
 
 
 def suggested_recipe(recipe: Recipe, measured: Measurement) -> Recipe | None:
@@ -119,18 +90,6 @@ def suggested_recipe(recipe: Recipe, measured: Measurement) -> Recipe | None:
         schedules = replace(schedules, lr=OneCycle(start=start))
     optimizer = replace(recipe.optimizer, lr=float(f"{top:.3g}"))
     return replace(recipe, optimizer=optimizer, schedules=schedules)
-
-
-def _say(measured: Measurement, run: Run, options: LRRange) -> None:
-    if options.json:
-        show(json.dumps(plain({"run": str(run.path), **measured.to_dict()})))
-        return
-    show(summary(measured))
-    show(f"run: {run.path}")
-    if (run.path / SUGGESTED).exists():
-        data = f" --data {shlex.quote(str(options.data))}" if options.data else ""
-        path = shlex.quote(str(run.path / SUGGESTED))
-        show(f"next: anybatch train {shlex.quote(options.task)}{data} --recipe {path}")
 
 
 def summary(measured: Measurement) -> str:

@@ -17,10 +17,11 @@ from anybatch.measuring.keeping import Kept
 from anybatch.measuring.loops import Loop, OwnLoop, TrainingLoop, new_training
 from anybatch.recipe import Recipe
 from anybatch.task import Task
+from anybatch.training.snapshot import preserved_random_state, preserved_training
 from anybatch.training.training import Training
 from anybatch.world import World
 
-__all__ = ["OpenLoop", "Subject", "subject_of"]
+__all__ = ["OpenLoop", "Subject", "opened_training", "recipe_settings", "subject_of"]
 
 _BATCHES_APART = 100  # between the beginnings of two repeats on a training under way
 
@@ -77,10 +78,9 @@ def subject_of(
         if recipe is not None:
             raise InputError("recipe", "must be left out for a training, which has its own")
         return _TrainingSubject(task)
-    if not isinstance(task, Task):
-        raise InputError("task", "must be a Task or a Training", type(task).__name__)
-    if not isinstance(recipe, Recipe):
-        raise InputError("recipe", "must be a Recipe", type(recipe).__name__)
+    _check_task(task, recipe)
+    assert isinstance(task, Task)
+    assert recipe is not None
     return _TaskSubject(task, recipe)
 
 
@@ -101,6 +101,49 @@ def _things(given: Any) -> list[Any]:
         rule = "must be a list of modules and other things that step changes"
         raise InputError("restore", rule, type(given).__name__)
     return list(given)
+
+
+@contextmanager
+def opened_training(
+    task: Task | Training, recipe: Recipe | None = None, *, repeat: int = 0
+) -> Iterator[Training]:
+    """A training that a measurement may step, evaluate or change as it likes.
+
+    Of a task and a recipe it is a new one, without schedules, target or stop; a training under way
+    is itself given, and is bitwise as found afterwards, as are the generators, also after an
+    exception.
+
+    Args:
+        task: what is to be learned; or a Training.
+        recipe: with a task.
+        repeat: added to the recipe's seed; for a task alone.
+
+    Raises:
+        InputError: they do not fit together.
+
+    Collectives:
+        Those of building a training, or of its `state_dict`; every rank must call.
+    """
+    if isinstance(task, Training):
+        if recipe is not None:
+            raise InputError("recipe", "must be left out for a training, which has its own")
+        with preserved_training(task):
+            yield task
+        return
+    _check_task(task, recipe)
+    assert recipe is not None
+    with (
+        preserved_random_state(),
+        new_training(task, recipe, seed=recipe.seed + repeat, world=None) as training,
+    ):
+        yield training
+
+
+def _check_task(task: Any, recipe: Any) -> None:
+    if not isinstance(task, Task):
+        raise InputError("task", "must be a Task or a Training", type(task).__name__)
+    if not isinstance(recipe, Recipe):
+        raise InputError("recipe", "must be a Recipe", type(recipe).__name__)
 
 
 class _TaskSubject:
@@ -130,7 +173,7 @@ class _TaskSubject:
             self.world.close(together=good)
 
     def described(self) -> dict[str, Any]:
-        return _recipe_settings(self._task, self._recipe)
+        return recipe_settings(self._task, self._recipe)
 
     def not_covered(self) -> list[str]:
         return []
@@ -155,14 +198,15 @@ class _TrainingSubject:
             yield open_loop
 
     def described(self) -> dict[str, Any]:
-        values = _recipe_settings(self._training.task, self._training.recipe)
+        values = recipe_settings(self._training.task, self._training.recipe)
         return values | {"after_updates": self._training.updates}
 
     def not_covered(self) -> list[str]:
         return []
 
 
-def _recipe_settings(task: Task, recipe: Recipe) -> dict[str, Any]:
+def recipe_settings(task: Task, recipe: Recipe) -> dict[str, Any]:
+    """What every measurement on a task says of it: plain values."""
     return {
         "task": task.name,
         "optimizer": recipe.optimizer.name,

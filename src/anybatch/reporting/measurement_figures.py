@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from anybatch.drawing import Span, draw_estimates
-from anybatch.lr_range_drawing import draw_lr_metric, draw_lr_probes, draw_lr_range
+from anybatch.drawing import draw_estimates
+from anybatch.drawings.lr_range import draw_lr_metric, draw_lr_probes, draw_lr_range
+from anybatch.drawings.table import DRAWINGS
 from anybatch.measurement import Measurement
 from anybatch.reporting.figures import (
     INCH,
@@ -21,12 +22,16 @@ from anybatch.reporting.summary import number_text
 
 __all__ = ["measurement_picture"]
 
+_PANEL_HEIGHT = 3.2  # inches
+
 
 def measurement_picture(measurement: Measurement, name: str) -> Picture | None:
     """The picture of a measurement; None where it has nothing to draw."""
     if measurement.kind == "lr-range" and measurement.samples.get("lr"):
         return _lr_range_picture(measurement, name)
-    spans = _spans(measurement)
+    if measurement.kind in DRAWINGS and all(measurement.samples.values()):
+        return _own_picture(measurement, name)
+    spans = measurement.measured.spans
     known = [name for name, span in spans.items() if span.value is not None]
     units = {measurement.estimates[found].unit for found in known}
     if len(units) != 1:
@@ -45,8 +50,19 @@ def measurement_picture(measurement: Measurement, name: str) -> Picture | None:
     return Picture(name=name, title=title, caption=f"Dots with intervals: {told}.", figure=figure)
 
 
-def _spans(measurement: Measurement) -> dict[str, Span]:
-    return {name: Span(e.value, e.low, e.high) for name, e in measurement.estimates.items()}
+def _own_picture(measurement: Measurement, name: str) -> Picture:
+    """The panels of its kind below each other."""
+    from matplotlib.figure import Figure
+
+    drawing, measured = DRAWINGS[measurement.kind], measurement.measured
+    with own_style():
+        size = (SIZE[0], _PANEL_HEIGHT * len(drawing.panels))
+        figure = Figure(figsize=size, dpi=INCH, layout="constrained")
+        axes = figure.subplots(len(drawing.panels), 1, squeeze=False)[:, 0]
+        for panel, ax in zip(drawing.panels, axes, strict=True):
+            panel(ax, measured)
+        lay_out(figure)
+    return Picture(name=name, title=drawing.title, caption=drawing.caption(measured), figure=figure)
 
 
 def _lr_range_picture(measurement: Measurement, name: str) -> Picture:
@@ -62,7 +78,7 @@ def _lr_range_picture(measurement: Measurement, name: str) -> Picture:
         ax, *below = figure.subplots(
             len(ratios), 1, height_ratios=ratios, sharex=True, squeeze=False
         )[:, 0]
-        above = draw_lr_range(ax, samples, measurement.fitted, _spans(measurement))
+        above = draw_lr_range(ax, samples, measurement.fitted, measurement.measured.spans)
         limits = [ax.get_xlim()]
         if has_metric:
             metric_name = measurement.settings.get("metric_name") or "metric"

@@ -1,0 +1,1 @@
+"""Pictures of measurements on a matplotlib Axes, one file a kind; `table` finds them."""
