@@ -27,6 +27,7 @@ from anybatch.recipe import (
     LossSettings,
     ModelSettings,
     MuonSettings,
+    PolynomialAverage,
     Recipe,
     RecordSettings,
     Schedules,
@@ -124,7 +125,9 @@ RECIPES = st.builds(
     gradient=st.lists(st.builds(ClipGlobalNorm, max_norm=POSITIVE), max_size=2).map(tuple),
     loss=st.builds(LossSettings, reduction=st.sampled_from(["mean", "sum"]), label_smoothing=RATE),
     augmentation=AUGMENTATIONS,
-    averaging=st.none() | st.builds(ExponentialAverage, decay=RATE, every=COUNT),
+    averaging=st.none()
+    | st.builds(ExponentialAverage, decay=RATE, every=COUNT)
+    | st.builds(PolynomialAverage, power=st.floats(0.0, 100.0), every=COUNT),
     stopping=STOPPINGS,
     compute=COMPUTE,
     records=st.builds(RecordSettings, log_every=COUNT, checkpoint_every=DURATIONS),

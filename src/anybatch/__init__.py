@@ -22,8 +22,23 @@ if TYPE_CHECKING:
     from anybatch.measurement import Estimate as Estimate
     from anybatch.measurement import Finding as Finding
     from anybatch.measurement import Measurement as Measurement
+    from anybatch.measuring.doctor import DoctorSettings as DoctorSettings
+    from anybatch.measuring.doctor import examine as examine
+    from anybatch.measuring.loss_oscillation import (
+        LossOscillationSettings as LossOscillationSettings,
+    )
+    from anybatch.measuring.loss_oscillation import (
+        measure_loss_oscillation as measure_loss_oscillation,
+    )
     from anybatch.measuring.lr_range import LRRangeSettings as LRRangeSettings
     from anybatch.measuring.lr_range import measure_lr_range as measure_lr_range
+    from anybatch.measuring.noise_monitor import NoiseScaleMonitor as NoiseScaleMonitor
+    from anybatch.measuring.noise_scale import NoiseScaleSettings as NoiseScaleSettings
+    from anybatch.measuring.noise_scale import measure_noise_scale as measure_noise_scale
+    from anybatch.measuring.sharpness import SharpnessSettings as SharpnessSettings
+    from anybatch.measuring.sharpness import measure_sharpness as measure_sharpness
+    from anybatch.measuring.throughput import ThroughputSettings as ThroughputSettings
+    from anybatch.measuring.throughput import measure_throughput as measure_throughput
     from anybatch.models.table import ModelShape as ModelShape
     from anybatch.models.table import build_model as build_model
     from anybatch.objectives import Metric as Metric
@@ -37,6 +52,7 @@ if TYPE_CHECKING:
     from anybatch.recipe import LossSettings as LossSettings
     from anybatch.recipe import ModelSettings as ModelSettings
     from anybatch.recipe import MuonSettings as MuonSettings
+    from anybatch.recipe import PolynomialAverage as PolynomialAverage
     from anybatch.recipe import Recipe as Recipe
     from anybatch.recipe import RecordSettings as RecordSettings
     from anybatch.recipe import ReduceOnPlateauSettings as ReduceOnPlateauSettings
@@ -73,6 +89,12 @@ if TYPE_CHECKING:
     from anybatch.schedules import fraction as fraction
     from anybatch.schedules import inverse_momentum as inverse_momentum
     from anybatch.schedules import updates as updates
+    from anybatch.studies.batch_size import resume_batch_size_study as resume_batch_size_study
+    from anybatch.studies.batch_size import study_batch_size as study_batch_size
+    from anybatch.studies.batch_size_grid import BatchSizeSettings as BatchSizeSettings
+    from anybatch.studies.batch_size_table import BatchSizeRow as BatchSizeRow
+    from anybatch.studies.batch_size_table import BatchSizeStudy as BatchSizeStudy
+    from anybatch.studies.batch_size_table import batch_size_table as batch_size_table
     from anybatch.studies.run_study import run_study as run_study
     from anybatch.study import Study as Study
     from anybatch.task import Task as Task
@@ -88,7 +110,13 @@ _HOMES = {
     "data.source": ("Batch",),
     "errors": ("InputError",),
     "measurement": ("Estimate", "Finding", "Measurement"),
+    "measuring.doctor": ("DoctorSettings", "examine"),
+    "measuring.loss_oscillation": ("LossOscillationSettings", "measure_loss_oscillation"),
     "measuring.lr_range": ("LRRangeSettings", "measure_lr_range"),
+    "measuring.noise_monitor": ("NoiseScaleMonitor",),
+    "measuring.noise_scale": ("NoiseScaleSettings", "measure_noise_scale"),
+    "measuring.sharpness": ("SharpnessSettings", "measure_sharpness"),
+    "measuring.throughput": ("ThroughputSettings", "measure_throughput"),
     "models.table": ("ModelShape", "build_model"),
     "objectives": ("Metric",),
     "optim.lr_scheduler": ("schedule_as_lr_scheduler",),
@@ -102,6 +130,7 @@ _HOMES = {
         "LossSettings",
         "ModelSettings",
         "MuonSettings",
+        "PolynomialAverage",
         "Recipe",
         "RecordSettings",
         "ReduceOnPlateauSettings",
@@ -138,6 +167,9 @@ _HOMES = {
         "inverse_momentum",
         "updates",
     ),
+    "studies.batch_size": ("resume_batch_size_study", "study_batch_size"),
+    "studies.batch_size_grid": ("BatchSizeSettings",),
+    "studies.batch_size_table": ("BatchSizeRow", "BatchSizeStudy", "batch_size_table"),
     "studies.run_study": ("run_study",),
     "study": ("Study",),
     "task": ("Task", "load_task"),

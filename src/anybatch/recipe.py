@@ -13,10 +13,12 @@ from typing import ClassVar, Literal, TypeAlias
 from anybatch.errors import InputError
 from anybatch.recipe_parts import (
     Augmentation,
+    Average,
     ComputeSettings,
     ExponentialAverage,
     LossSettings,
     ModelSettings,
+    PolynomialAverage,
     RecordSettings,
     ReduceOnPlateauSettings,
     Stopping,
@@ -33,6 +35,7 @@ __all__ = [
     "AdamSettings",
     "AdamWSettings",
     "Augmentation",
+    "Average",
     "ClipGlobalNorm",
     "ComputeSettings",
     "ExponentialAverage",
@@ -41,6 +44,7 @@ __all__ = [
     "ModelSettings",
     "MuonSettings",
     "OptimizerSettings",
+    "PolynomialAverage",
     "Recipe",
     "RecordSettings",
     "ReduceOnPlateauSettings",
@@ -265,7 +269,7 @@ class Recipe:
     gradient: tuple[GradientTransform, ...] = ()
     loss: LossSettings = field(default_factory=LossSettings)
     augmentation: Augmentation = field(default_factory=Augmentation)
-    averaging: ExponentialAverage | None = None
+    averaging: Average | None = None
     stopping: Stopping = field(default_factory=Stopping)
     plateau: ReduceOnPlateauSettings | None = None
     compute: ComputeSettings = field(default_factory=ComputeSettings)

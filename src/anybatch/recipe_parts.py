@@ -9,17 +9,19 @@ import re
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from anybatch.errors import InputError
 from anybatch.schedules import Duration, epochs, examples
 
 __all__ = [
     "Augmentation",
+    "Average",
     "ComputeSettings",
     "ExponentialAverage",
     "LossSettings",
     "ModelSettings",
+    "PolynomialAverage",
     "RecordSettings",
     "ReduceOnPlateauSettings",
     "Stopping",
@@ -185,6 +187,7 @@ class ExponentialAverage:
         every: updates between two steps of the average, >= 1.
     """
 
+    name: ClassVar[str] = "exponential"
     decay: float
     every: int = 1
 
@@ -192,6 +195,35 @@ class ExponentialAverage:
         require_choices(self)
         require_decay_rate("decay", self.decay)
         require("every", self.every, "must be >= 1 update", self.every >= 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolynomialAverage:
+    """Evaluate and keep an average of the weights over the last part of the run, however long.
+
+    average <- (1 - r) average + r weights with r = (power + 1) / (t + power) in the t-th step of
+    the average: its mean age stays at 1 / (power + 2) of the run so far, about the last ninth by
+    default. So it needs no knowledge of the run's length; floating-point buffers are averaged too.
+
+    Attributes:
+        power: >= 0; 0 is the plain mean of all weights.
+        every: updates between two steps of the average, >= 1.
+
+    Reference:
+        Shamir, Zhang (2013), Stochastic gradient descent for non-smooth optimization, section 4.
+    """
+
+    name: ClassVar[str] = "polynomial"
+    power: float = 8.0
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require_not_negative("power", self.power)
+        require("every", self.every, "must be >= 1 update", self.every >= 1)
+
+
+Average: TypeAlias = ExponentialAverage | PolynomialAverage
 
 
 @dataclass(frozen=True, slots=True)

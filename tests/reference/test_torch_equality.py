@@ -27,6 +27,7 @@ from anybatch.recipe import (
     ExponentialAverage,
     LossSettings,
     MuonSettings,
+    PolynomialAverage,
     Recipe,
     RecordSettings,
     Schedules,
@@ -325,3 +326,35 @@ def test_muon_is_torchs_muon_on_hidden_matrices_and_adamw_beside_it(adjust_lr):
     # To the last bit: torch's Newton-Schulz iteration in bfloat16 would amplify any rounding.
     assert_equal(training.model, model)
     assert losses == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize(("power", "every"), [(0.0, 1), (8.0, 1), (2.5, 2)])
+def test_the_polynomial_average_by_its_formula(power, every):
+    recipe = make_recipe(averaging=PolynomialAverage(power=power, every=every))
+    expected = [p.detach().clone() for p in new_model(recipe).parameters()]
+    updates, step = 0, 1  # the initial weights are the first step
+
+    def average(model: nn.Module) -> None:
+        nonlocal updates, step
+        updates += 1
+        if updates % every:
+            return
+        step += 1
+        rate = (power + 1.0) / (step + power)
+        for kept, weight in zip(expected, model.parameters(), strict=True):
+            kept.mul_(1.0 - rate).add_(rate * weight.detach())
+
+    loop(recipe, after_step=average)
+    training, _ = train(recipe)
+    for kept, weight in zip(expected, training.kept_model.parameters(), strict=True):
+        torch.testing.assert_close(weight, kept, rtol=1e-11, atol=1e-13)
+
+
+def test_of_power_0_the_polynomial_average_is_the_mean_of_all_weights():
+    recipe = make_recipe(averaging=PolynomialAverage(power=0.0))
+    seen = [[p.detach().clone() for p in new_model(recipe).parameters()]]
+    loop(recipe, after_step=lambda m: seen.append([p.detach().clone() for p in m.parameters()]))
+    training, _ = train(recipe)
+    means = [torch.stack(weights).mean(0) for weights in zip(*seen, strict=True)]
+    for mean, weight in zip(means, training.kept_model.parameters(), strict=True):
+        torch.testing.assert_close(weight, mean, rtol=1e-11, atol=1e-13)

@@ -94,13 +94,17 @@ class Feed:
         )
         return self._course.position(self.examples, size)
 
-    def standing_still(self) -> Feed:
+    def standing_still(self, *, batch_size: int | None = None) -> Feed:
         """A feed from here on without an end, its batch size as it is now: for a measurement.
 
         This feed stays where it is.
+
+        Args:
+            batch_size: another one, of the global batch; None: as it is now.
         """
         progress = min(self.progress, 1.0)
-        size = max(1, round(self._course.batch_size * self._course.factor(progress)))
+        scheduled = max(1, round(self._course.batch_size * self._course.factor(progress)))
+        size = scheduled if batch_size is None else batch_size
         recipe = replace(
             self._recipe,
             batch_size=size,

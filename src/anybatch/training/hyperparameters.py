@@ -69,6 +69,17 @@ class Hyperparameters:
             for group, decay in zip(groups, self._decays, strict=True):
                 group["weight_decay"] = decay * factor
 
+    def restore_settings(self) -> None:
+        """Write the settings into the groups, after another optimizer's state was loaded."""
+        groups = zip(self._optimizer.param_groups, self._lrs, self._momenta, self._decays,
+                     strict=True)  # fmt: skip
+        for group, lr, momentum, decay in groups:
+            group["lr"] = lr * self.lr_factor
+            if momentum:
+                write_momentum(group, momentum)
+            if "weight_decay" in group:
+                group["weight_decay"] = decay
+
     @property
     def can_move_lr(self) -> bool:
         """Whether any group has a setting that `fixed_lr` can be set in proportion to."""

@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 from anybatch.data.source import Batch
 from anybatch.errors import InputError
 from anybatch.objectives import LossFunction
-from anybatch.recipe import Recipe
+from anybatch.recipe import Average, ExponentialAverage, PolynomialAverage, Recipe
 from anybatch.schedules import Clock, Position
 from anybatch.task import Task
 from anybatch.training.build import build_gradient_transform, build_model, build_optimizer
@@ -93,8 +93,11 @@ class Step:
     def _new_average(self) -> AveragedModel | None:
         if self._recipe.averaging is None:
             return None
-        decay = self._recipe.averaging.decay
-        average = AveragedModel(self.model, multi_avg_fn=_moving(decay), use_buffers=True)
+        average: AveragedModel
+        rate_of = _rate_of(self._recipe.averaging)
+        # Torch's count lies on the CPU; its first copy of the weights is step 1.
+        moving = _moving(lambda: rate_of(int(average.n_averaged) + 1))
+        average = AveragedModel(self.model, multi_avg_fn=moving, use_buffers=True)
         average.update_parameters(self.model)  # begins at the initial weights
         return average
 
@@ -134,7 +137,7 @@ class Step:
         """The model that is evaluated and kept: averaged weights, where averaging is on."""
         return self.model if self._average is None else self._average.module
 
-    def gradient(self, portion: Portion) -> None:
+    def gradient(self, portion: Portion, *, micro_batch_size: int | None = None) -> None:
         """Put the gradient of the global batch's loss into every parameter's `.grad`.
 
         sum over examples of dloss_i/dw, divided by the global count for a mean; then the recipe's
@@ -142,6 +145,7 @@ class Step:
 
         Args:
             portion: this rank's share, from `Feed.next` or made by hand.
+            micro_batch_size: examples of a forward and backward pass; None: as the recipe has it.
 
         Raises:
             InputError: labels of a streamed set lie outside of the model's outputs.
@@ -156,7 +160,8 @@ class Step:
         self._normalization.discard()
         mean = self._recipe.loss.reduction == "mean"
         weight = float(portion.counted) / (portion.num_examples if mean else 1)
-        *earlier, last = micro_batches(portion.batch, self._recipe.micro_batch_size)
+        size = micro_batch_size or self._recipe.micro_batch_size
+        *earlier, last = micro_batches(portion.batch, size)
         for part in earlier:
             with self._world.without_communication(self._forward):
                 self._backward(part, weight, portion.counted)
@@ -220,8 +225,10 @@ class Step:
         """Put back what `state_dict` returned."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self._average is not None:
+        if self._average is not None and state["average"] is not None:
             self._average.load_state_dict(state["average"])
+        elif self._average is not None:
+            self._average = self._new_average()  # of a training that kept none: from these weights
         for name, buffer in self._unsaved_buffers().items():
             buffer.copy_(state["unsaved_buffers"][name])
         self.updates, self.gradient_norm = state["updates"], state["gradient_norm"]
@@ -232,13 +239,24 @@ class Step:
         return {name: b for name, b in self.model.named_buffers() if name not in saved}
 
 
-def _moving(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], object], None]:
-    """Average <- decay average + (1 - decay) value; whole numbers are copied, not averaged."""
+def _rate_of(averaging: Average) -> Callable[[int], float]:
+    """Weight of the newest weights in the t-th step of an average, t from 1."""
+    match averaging:
+        case ExponentialAverage(decay=decay):
+            return lambda step: 1.0 - decay
+        case PolynomialAverage(power=power):
+            return lambda step: (power + 1.0) / (step + power)
+
+
+def _moving(
+    rate: Callable[[], float],
+) -> Callable[[Sequence[Tensor], Sequence[Tensor], object], None]:
+    """Average <- (1 - rate) average + rate value; whole numbers are copied, not averaged."""
 
     @torch.no_grad()
     def average(averages: Sequence[Tensor], values: Sequence[Tensor], count: object) -> None:
         if averages[0].is_floating_point():
-            torch._foreach_lerp_(list(averages), list(values), 1.0 - decay)
+            torch._foreach_lerp_(list(averages), list(values), rate())
         else:
             for kept, value in zip(averages, values, strict=True):
                 kept.copy_(value)

@@ -9,6 +9,7 @@ the test split, once
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
@@ -374,6 +375,21 @@ class Training:
         resumable = outcome is None or outcome["name"] == "interrupted"
         self.outcome = None if resumable else Outcome(**outcome)
         self._load_rank_state(state["ranks"])
+
+    def begin_from(self, state: dict[str, Any]) -> None:
+        """Begin where another training of the same model stands, with this recipe's settings.
+
+        Weights, optimizer state, position, seconds and generators are the other's; batch size,
+        lr, momentum, decay, schedules and target are this one's.
+
+        Args:
+            state: the other's `state_dict`; it is not changed.
+        """
+        own = copy.deepcopy(state)
+        own |= {"target": None, "patience": None, "plateau": None, "outcome": None}
+        own["hyperparameters"] = self.one_step.hyperparameters.state_dict()
+        self.load_state_dict(own)
+        self.one_step.hyperparameters.restore_settings()
 
     def _load_rank_state(self, ranks: list[dict[str, Any]]) -> None:
         """Generators and pending losses; of another number of ranks, what can be kept."""
