@@ -8,7 +8,8 @@
     evals.jsonl         EvalRecords
     events.jsonl        EventRecords, once there is one
     checkpoints/        update-000000120.pt and latest.json, which names it with its SHA-256
-    measurements/       one JSON file a kind, raw samples included
+    measurements/       one JSON file each, raw samples included
+    plan.json           the plan that was made here, or that the run follows
     weights.pt          the final weights (averaged ones, where averaging is on)
     status.json         running, finished, target-missed, diverged, interrupted or failed, and why
 
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, final
 from anybatch.drawing import Line, axes_or_new, draw_lines, html_table
 from anybatch.errors import ExitCode, InputError
 from anybatch.measurement import Measurement
+from anybatch.plan import PLAN_FILE, Plan
 from anybatch.recipe import Recipe
 from anybatch.recipe_file import read_recipe_file
 from anybatch.recipe_mapping import recipe_from_mapping, recipe_to_mapping
@@ -339,16 +341,34 @@ class Run:
 
     # --- measurements ----------------------------------------------------------------------
 
-    def add_measurement(self, measurement: Measurement) -> None:
-        """Write a measurement to `measurements/KIND.json`, replacing one of the same kind."""
+    def add_measurement(self, measurement: Measurement, *, name: str | None = None) -> None:
+        """Write a measurement to `measurements/NAME.json`, replacing one of the same name.
+
+        Args:
+            measurement: to keep.
+            name: of the file; None: its kind.
+        """
         folder = self.path / "measurements"
         folder.mkdir(exist_ok=True)
-        write_json(folder / f"{measurement.kind}.json", {"schema": SCHEMA} | measurement.to_dict())
+        values = {"schema": SCHEMA} | measurement.to_dict()
+        write_json(folder / f"{name or measurement.kind}.json", values)
 
     def measurements(self) -> dict[str, Measurement]:
-        """The measurements by kind."""
+        """The measurements by name: their kind, unless they were given another."""
         paths = sorted((self.path / "measurements").glob("*.json"))
         return {path.stem: Measurement.from_dict(read_json(path)) for path in paths}
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan that was made here, or that the run follows; None without one."""
+        path = self.path / PLAN_FILE
+        if not path.exists():
+            return None
+        try:
+            plan = Plan.from_dict(read_json(path))
+        except (KeyError, TypeError) as error:
+            raise InputError(str(path), "must hold a plan", str(error)) from None
+        return dataclasses.replace(plan, folder=str(self.path))
 
     def to_dict(self) -> dict[str, Any]:
         """Path, status and last evaluations as plain values, for programs."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anybatch.commands.output import show, table
+from anybatch.commands.plan import plan_of
 from anybatch.commands.recipe import conventions
 from anybatch.errors import InputError
 from anybatch.recipe import Recipe, Target
 from anybatch.recipe_file import load_recipe, recipe_name_for
+from anybatch.records import plain
 from anybatch.run import Run
 from anybatch.schedules import Duration
 from anybatch.study import ArmSummary, Study
@@ -44,13 +47,15 @@ def train(options: Train) -> int:
         return _resume_run(options, options.resume)
     if options.task is None:
         raise InputError("task", "must be given", hint="`anybatch tasks` lists the built-in ones")
+    if options.plan is not None:
+        return _planned_run(options, options.plan)
     recipe = _recipe(options, options.task)
     return _new_study(options, recipe) if options.seeds > 1 else _new_run(options, recipe)
 
 
 def _refuse_with_resume(options: Train) -> None:
     """Refuse what the run or study that is resumed has settled already."""
-    for thing, value in (("task", options.task), ("--out", options.out)):
+    for thing, value in (("task", options.task), ("--out", options.out), ("--plan", options.plan)):
         if value is not None:
             raise InputError(thing, "must be left out with --resume", str(value))
     if options.seeds != 1:
@@ -97,6 +102,29 @@ def _new_run(options: Train, recipe: Recipe) -> int:
         return _carry_on(options, training, run, notes)
 
 
+def _planned_run(options: Train, path: Path) -> int:
+    """A new run with a plan's recipe, from where the plan's pilot ended."""
+    from anybatch.planning.continuing import begin_planned
+    from anybatch.training.loop import create_run, default_out
+    from anybatch.training.training import Training
+
+    for name in ("recipe", "set", "target", "target_on"):
+        value = getattr(options, name)
+        if value:
+            option = f"--{name.replace('_', '-')}"
+            given = " ".join(value) if isinstance(value, tuple) else value
+            raise InputError(option, "must be left out with --plan", given)
+    if options.seeds != 1:
+        raise InputError("--seeds", "must be left out with --plan", options.seeds)
+    plan_run, plan = plan_of(path)
+    task = _task(options, plan.recipe)
+    with Training(task, plan.recipe) as training:
+        out = options.out or training.world.from_first(default_out(task.name))
+        run = create_run(training, out)
+        begin_planned(training, run, plan_run, plan)
+        return _carry_on(options, training, run, [f"{line}" for line in plan.lines()])
+
+
 def _keep_source(is_first: bool, source: Path, run: Run) -> None:
     """The recipe as the user wrote it, beside the resolved one."""
     if is_first and source.is_file():
@@ -125,11 +153,30 @@ def _carry_on(options: Train, training: Training, run: Run, notes: list[str]) ->
 
     train_to_end(training, run, progress=not options.json, notes=notes)
     first = training.world.is_first
+    compared = _compared(run) if first else []
     if first and options.json:
-        show(json.dumps(run.to_dict()))
+        show(json.dumps(run.to_dict() | _planned(run)))
     elif first:
-        show(f"{run.verdict()}\nrun: {run.path}")
+        show("\n".join([run.verdict(), *compared, f"run: {run.path}"]))
     return training.world.from_first(run.status.exit_code if first else 0)
+
+
+def _compared(run: Run) -> list[str]:
+    """What the plan foretold beside what happened, where the run follows one."""
+    if run.plan is None:
+        return []
+    from anybatch.planning.continuing import conclude_planned
+
+    return conclude_planned(run)
+
+
+def _planned(run: Run) -> dict[str, Any]:
+    """The same for programs."""
+    if run.plan is None:
+        return {}
+    from anybatch.planning.continuing import predicted_and_actual
+
+    return {"planned": plain(predicted_and_actual(run))}
 
 
 def _new_study(options: Train, recipe: Recipe) -> int:
@@ -152,6 +199,10 @@ def _resume_study(options: Train, path: Path) -> int:
             given = " ".join(value) if isinstance(value, tuple) else value
             raise InputError(option, "must be left out to resume a study", given)
     study = Study(path)
+    if study.about:  # its trials are not all known yet
+        rule = "must be a run or a study over seeds"
+        hint = f"anybatch study resume {shlex.quote(str(path))}"
+        raise InputError("--resume", rule, str(path), hint=hint)
     return _run_study(options, study, _task_again(options, study.task))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -35,6 +36,8 @@ class Train:
         Literal["validation", "test"] | None, tyro.conf.arg(metavar="{validation,test}")
     ] = None
     """Split that the target is judged on; test only for published protocols."""
+    plan: Annotated[Path | None, tyro.conf.arg(metavar="PLAN")] = None
+    """Train as this plan.json says, from where its pilot ended; to be given without a recipe."""
     seeds: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """Train this many seeds, one after another; a study that can be resumed."""
     resume: Folder = None

@@ -1,0 +1,277 @@
+"""Plan: the recipe to train with, what it will take, how sure that is, and why. Needs no torch.
+
+A plan's folder is the run of its pilot: the pilot's logs and checkpoint, `measurements/` with all
+raw samples, and `plan.json`. From these the plan can be computed again without timing anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from anybatch.drawing import axes_or_new, html_table
+from anybatch.drawings.plan import PlannedTimes, draw_plan
+from anybatch.measurement import Estimate, Finding
+from anybatch.recipe import Recipe
+from anybatch.recipe_mapping import recipe_from_mapping, recipe_to_mapping
+from anybatch.records import plain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["PLAN_FILE", "Plan", "PlanRequest", "Price", "Reason"]
+
+PLAN_FILE = "plan.json"
+"""In the folder of a plan, and in that of a run that follows one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanRequest:
+    """What a plan is asked for: the task's facts, the target, the present choice.
+
+    Attributes:
+        task: how the task is made again, plain values; with its "name" where it has one.
+        num_examples: training examples.
+        num_validation: validation examples.
+        target: as `Target.parse` reads it, with quantity and relation.
+        kind: of the task: "classification", "regression" or "language-modelling".
+        metric_name: of the task.
+        metric_direction: which way it is better.
+        recipe: the present choice.
+        ranks: processes that will train together.
+        device: "cpu" or "cuda".
+        budget: share of the present recipe's seconds that measuring may take, in (0, 1].
+        seed: of every draw of the arithmetic.
+    """
+
+    task: Mapping[str, Any]
+    num_examples: int
+    num_validation: int
+    target: str
+    kind: str
+    metric_name: str
+    metric_direction: Literal["max", "min"]
+    recipe: Recipe
+    ranks: int = 1
+    device: str = "cpu"
+    budget: float = 0.05
+    seed: int = 0
+
+    @property
+    def present_batch_size(self) -> int:
+        """Examples per update of the present recipe."""
+        size = self.recipe.batch_size
+        return self.num_examples if size == "full" else int(size)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reason:
+    """Why a plan says what it says.
+
+    Attributes:
+        name: what is decided ("batch-size", "lr", "schedule").
+        sentence: with its numbers.
+        measurement: kind of the measurement that it rests on; empty for none.
+    """
+
+    name: str
+    sentence: str
+    measurement: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Price:
+    """What a batch size on so many ranks costs to the target.
+
+    Attributes:
+        batch_size: global.
+        ranks: processes that train together.
+        updates: to the target.
+        seconds: to the target.
+        device_hours: seconds times ranks / 3600.
+        near_optimal: within 5 % of the least expected seconds on as many ranks.
+        fits: whether a rank can hold it, in micro-batches if need be.
+    """
+
+    batch_size: int
+    ranks: int
+    updates: Estimate
+    seconds: Estimate
+    device_hours: Estimate
+    near_optimal: bool
+    fits: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """The recipe to train with, predictions, alternatives and reasons.
+
+    Attributes:
+        request: what was asked.
+        recipe: the answer; trains to the target by itself, also without the pilot.
+        predictions: by name, each with an interval: "updates", "examples", "seconds" to the target,
+            pilot included; "batch_size"; "lr"; "seconds_of_present", "excess_of_present" (a share);
+            "noise_scale", "critical_batch_size", "b_half".
+        near_optimal: batch sizes whose expected seconds are within 5 % of the best, ascending.
+        prices: batch sizes and ranks with what they cost.
+        reasons: for each decision, most important first.
+        would_change: what would change the advice, in sentences.
+        findings: what stands in the way, from the measurements and from the planning.
+        procedure: "full" with branches, or "short".
+        cost: seconds by stage of the procedure; the pilot's are part of the training.
+        pilot: "updates", "examples", "seconds" and "batch_size" that the pilot trained; empty
+            without one.
+        partial: why the plan is not whole; empty where it is.
+        interval_factor: by which the user's ledger has widened the intervals of the learning curve.
+        folder: where it was written; not part of its values.
+    """
+
+    request: PlanRequest
+    recipe: Recipe
+    predictions: Mapping[str, Estimate]
+    near_optimal: tuple[int, ...]
+    prices: tuple[Price, ...] = ()
+    reasons: tuple[Reason, ...] = ()
+    would_change: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    procedure: Literal["full", "short"] = "short"
+    cost: Mapping[str, float] = field(default_factory=dict)
+    pilot: Mapping[str, float] = field(default_factory=dict)
+    partial: str = ""
+    interval_factor: float = 1.0
+    folder: str = field(default="", compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for strict JSON, from which `from_dict` makes the same plan."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values["request"] = {
+            f.name: getattr(self.request, f.name) for f in dataclasses.fields(self.request)
+        } | {"recipe": recipe_to_mapping(self.request.recipe), "task": dict(self.request.task)}
+        values["recipe"] = recipe_to_mapping(self.recipe)
+        values["predictions"] = {n: dataclasses.asdict(e) for n, e in self.predictions.items()}
+        for name in ("prices", "reasons", "findings"):
+            values[name] = [dataclasses.asdict(item) for item in values[name]]
+        for name in ("near_optimal", "would_change"):
+            values[name] = list(values[name])
+        del values["folder"]
+        plain_values: dict[str, Any] = plain(values | {"cost": dict(self.cost)})
+        return plain_values | {"pilot": dict(self.pilot)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """The plan that `to_dict` wrote, also after a way through strict JSON."""
+        given = {name: value for name, value in values.items() if name != "schema"}
+        request = dict(given["request"])
+        request["recipe"] = recipe_from_mapping(request["recipe"])
+        given["request"] = PlanRequest(**request)
+        given["recipe"] = recipe_from_mapping(given["recipe"])
+        given["predictions"] = {n: _estimate(e) for n, e in given["predictions"].items()}
+        given["prices"] = tuple(
+            Price(**price | {name: _estimate(price[name]) for name in _PRICED})
+            for price in given["prices"]
+        )
+        given["reasons"] = tuple(Reason(**reason) for reason in given["reasons"])
+        given["findings"] = tuple(Finding(**finding) for finding in given["findings"])
+        for name in ("near_optimal", "would_change"):
+            given[name] = tuple(given[name])
+        return cls(**given)
+
+    @property
+    def batch_size(self) -> int:
+        """The recommended batch size, global."""
+        size = self.recipe.batch_size
+        return self.request.num_examples if size == "full" else int(size)
+
+    def lines(self) -> list[str]:
+        """The plan in words: the answer, what it takes, what the present choice would cost."""
+        near = self.near_optimal
+        band = (
+            f" (any of {near[0]:,} to {near[-1]:,} costs at most 5 % more)" if len(near) > 1 else ""
+        )
+        optimizer: Any = self.recipe.optimizer
+        found = [
+            f"batch size {self.batch_size:,}{band}",
+            f"lr {optimizer.lr:.3g} with {optimizer.name}, {_schedule_words(self.recipe)}",
+        ]
+        seconds, updates = self.predictions.get("seconds"), self.predictions.get("updates")
+        if seconds is not None and updates is not None:
+            found.append(f"to {self.request.target}: {_range(updates)}, {_range(seconds)}")
+        present = self.predictions.get("seconds_of_present")
+        if present is not None and self.batch_size != self.request.present_batch_size:
+            found.append(
+                f"your batch size {self.request.present_batch_size:,}, with its own best lr: "
+                f"{_range(present)}{_excess(self.predictions.get('excess_of_present'))}"
+            )
+        return ([f"partial: {self.partial}"] if self.partial else []) + found
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw seconds to the target against batch size: interval, near-optimal sizes, choices.
+
+        Args:
+            ax: of matplotlib, to draw on; None makes a new figure.
+        """
+        axes = axes_or_new(ax)
+        draw_plan(axes, self.times())
+        return axes
+
+    def times(self) -> PlannedTimes:
+        """What the picture is drawn from: the prices on the present number of ranks."""
+        own = [price for price in self.prices if price.ranks == self.request.ranks]
+        known = [price for price in own if price.seconds.value is not None]
+        return PlannedTimes(
+            batch_sizes=tuple(price.batch_size for price in known),
+            seconds=tuple(price.seconds.value or math.nan for price in known),
+            low=tuple(price.seconds.low for price in known),
+            high=tuple(price.seconds.high for price in known),
+            near_optimal=(self.near_optimal[0], self.near_optimal[-1]) if self.near_optimal else (),
+            chosen=self.batch_size,
+            present=self.request.present_batch_size,
+        )
+
+    def _repr_html_(self) -> str:
+        """The answer and its reasons, for notebooks."""
+        rows = {f"{number}": line for number, line in enumerate(self.lines(), start=1)}
+        return html_table("plan", rows | {r.name: r.sentence for r in self.reasons})
+
+
+_PRICED = ("updates", "seconds", "device_hours")
+
+
+def _estimate(values: Mapping[str, Any]) -> Estimate:
+    numbers = {key: _number(value) for key, value in values.items()}
+    return Estimate(**numbers)
+
+
+def _number(value: Any) -> Any:
+    """A number that strict JSON holds as text; anything else as it is."""
+    return float(value) if value in ("nan", "inf", "-inf") else value
+
+
+def _range(estimate: Estimate) -> str:
+    """A count or a time with its interval, in words."""
+    unit = f" {estimate.unit}" if estimate.unit else ""
+    if estimate.value is None:
+        return f"{estimate}"
+    ends = f"{_short(estimate.low)} to {_short(estimate.high)}"
+    return f"{_short(estimate.value)}{unit} ({ends}, {100 * estimate.level:.0f} %)"
+
+
+def _short(value: float) -> str:
+    if not math.isfinite(value):
+        return "without end" if value > 0 else str(value)
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _excess(excess: Estimate | None) -> str:
+    if excess is None or excess.value is None:
+        return ""
+    return f", {100 * excess.value:+.0f} % ({100 * excess.low:+.0f} to {100 * excess.high:+.0f})"
+
+
+def _schedule_words(recipe: Recipe) -> str:
+    lr = recipe.schedules.lr
+    into = getattr(lr, "into", None)
+    return f"{lr.name} schedule" + (f" into {into.name}" if into is not None else "")

@@ -1,0 +1,1 @@
+"""Which batch size, learning rate and schedule, how long it will take, how sure that is."""

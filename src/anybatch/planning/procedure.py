@@ -1,0 +1,370 @@
+"""Planning, the part that measures and trains: stages under a budget, each kept as it ends.
+
+throughput -> range test at the pilot's batch size -> pilot, with noise scales on the way ->
+a first decision -> branches from the pilot's state (full procedure) -> the plan
+
+Whatever ends it early, what was measured so far gives a plan, marked partial.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, final
+
+from anybatch.course import recipe_clock
+from anybatch.errors import InputError
+from anybatch.measurement import Measurement
+from anybatch.measuring.lr_range import LRRangeSettings, measure_lr_range
+from anybatch.measuring.noise_scale import NoiseScaleSettings, measure_noise_scale
+from anybatch.measuring.throughput import ThroughputSettings, measure_throughput
+from anybatch.plan import PLAN_FILE, Plan, PlanRequest
+from anybatch.planning.arithmetic.branches import branch_updates
+from anybatch.planning.arithmetic.time_model import TimeModel
+from anybatch.planning.branching import Branch, BranchState, train_branches
+from anybatch.planning.compose import Composer
+from anybatch.planning.ledger import interval_factor, read_ledger
+from anybatch.planning.pilot import Pilot, opened_pilot, pilot_recipe
+from anybatch.planning.stages import (
+    Budget,
+    budget_of,
+    ramp_and_probe_updates,
+)
+from anybatch.progress import Activity
+from anybatch.recipe import Recipe, Target
+from anybatch.run import SCHEMA, Run, Status, write_json
+from anybatch.task import SplitName, Task
+from anybatch.training.checkpoint import save_checkpoint
+from anybatch.training.environment import describe_environment
+from anybatch.training.loop import default_out
+from anybatch.training.outcome import TargetWatch
+from anybatch.world import World
+
+__all__ = ["make_plan"]
+
+_BRANCH_SEEDS = 2
+_FEWEST_LOOKS = 5  # before a learning curve says anything
+_LR_ARMS = (0.5, 1.0, 2.0)
+
+
+def make_plan(
+    task: Task,
+    recipe: Recipe,
+    *,
+    target: str | Target | None = None,
+    budget: float = 0.05,
+    out: Path | str | None = None,
+    progress: bool = True,
+) -> Plan:
+    """Measure a task and this machine, and say with what to train to the target.
+
+    Args:
+        task: what is to be learned; left as found.
+        recipe: the present choice; optimizer, model, loss and data treatment stay, batch size, lr,
+            schedule and duration are planned.
+        target: as in `Target.parse`; None takes the recipe's.
+        budget: share of the present recipe's seconds that measuring may take, in (0, 1].
+        out: a new folder; None makes one below `runs/`.
+        progress: show what is being done.
+
+    Returns:
+        The plan, also written to `plan.json` in its folder, beside all raw samples, the pilot's
+        logs and its checkpoint.
+
+    Raises:
+        InputError: no target, a stream as training or validation data, anything that breaks a rule.
+        KeyboardInterrupt: after Ctrl-C, once what is known has been written as a partial plan.
+
+    Cost:
+        `budget` of the present recipe's seconds; for a run below 2,000 updates or so, up to 30 % of
+        it, 18 seconds at the most. The pilot is part of the training.
+
+    Collectives:
+        Those of the measurements and trainings; every rank must call.
+    """
+    if not 0.0 < budget <= 1.0:
+        raise InputError("budget", "must be in (0, 1]", budget)
+    splits: tuple[SplitName, ...] = ("train", "validation")
+    for split in splits:
+        if not task.source(split).random_access:
+            raise InputError(split, "must have random access for a plan", "a stream")
+    world = World.from_environment(recipe.compute.device)
+    good = False
+    try:
+        request = _request(task, recipe, target, budget, world)
+        path = world.from_first(Path(out) if out is not None else default_out(f"{task.name}-plan"))
+        if world.is_first:
+            run = Run.create(path, request.recipe, task.reference)
+            run.add_environment(describe_environment(world))
+        world.barrier()
+        plan = _carried_out(_Procedure(task, request, Run(path), world, progress))
+        good = True
+    finally:
+        world.close(together=good)
+    return plan
+
+
+def _request(
+    task: Task, recipe: Recipe, target: str | Target | None, budget: float, world: World
+) -> PlanRequest:
+    wanted = Target.parse(target) if isinstance(target, str) else target or recipe.stopping.target
+    if wanted is None:
+        hint = "--target 0.98, or stopping.target in the recipe"
+        raise InputError("target", "must be given for a plan", hint=hint)
+    num_examples = task.source("train").num_examples
+    num_validation = task.source("validation").num_examples
+    assert num_examples is not None
+    assert num_validation is not None
+    judge = task.judge
+    watch = TargetWatch(wanted, judge)
+    exact = Target(watch.quantity, watch.relation, watch.value)
+    stopping = dataclasses.replace(recipe.stopping, target=exact)
+    return PlanRequest(
+        task=task.reference | {"name": task.name},
+        num_examples=num_examples,
+        num_validation=num_validation,
+        target=str(exact),
+        kind=task.kind,
+        metric_name=judge.name,
+        metric_direction=judge.direction,
+        recipe=dataclasses.replace(recipe, stopping=stopping),
+        ranks=world.size,
+        device=world.device.type,
+        budget=budget,
+        seed=recipe.seed,
+    )
+
+
+def _carried_out(procedure: _Procedure) -> Plan:
+    """The plan; after an interruption a partial one is written before it goes on."""
+    try:
+        with _ended_by_sigterm():
+            procedure.measure()
+            return procedure.finish(partial="")
+    except (KeyboardInterrupt, SystemExit) as end:
+        if "throughput" in procedure.measurements:
+            name = "Ctrl-C" if isinstance(end, KeyboardInterrupt) else "SIGTERM"
+            procedure.finish(partial=f"ended by {name} during the {procedure.stage}")
+        raise
+
+
+@final
+class _Procedure:
+    """What has been measured so far, and what comes next.
+
+    Args:
+        task: what is to be learned.
+        request: what is asked.
+        run: the plan's folder.
+        world: ranks that train together.
+        progress: show what is being done.
+    """
+
+    def __init__(
+        self, task: Task, request: PlanRequest, run: Run, world: World, progress: bool
+    ) -> None:
+        self._task, self._request, self._run, self._world = task, request, run, world
+        self._shown = progress and world.is_first
+        self.stage = "throughput"
+        self.measurements: dict[str, Measurement] = {}
+        self._cost: dict[str, float] = {}
+        self._pilot: Pilot | None = None
+        self._ends: list[BranchState] = []
+        self._interval_factor = world.from_first(interval_factor(read_ledger()))
+        self._budget = budget_of(60.0, 1000.0, request.budget)  # until the machine is known
+
+    # --- stages ------------------------------------------------------------------------------
+
+    def measure(self) -> None:
+        """Every stage that the budget allows, in order."""
+        with self._stage("throughput"):
+            seconds = min(2.0, self._budget.throughput)
+            settings = ThroughputSettings(seconds=seconds)
+            self._keep("throughput", measure_throughput(
+                self._task, self._request.recipe, settings=settings, progress=self._shown
+            ))  # fmt: skip
+        model = self._time_model
+        self._budget = self._divided(model)
+        size = self._composer().pilot_batch_size()
+        self._find_lr(model, size)
+        recipe = pilot_recipe(self._request.recipe, size, self._composer().pilot_lr(size))
+        if self._world.is_first:
+            self._run.replace_recipe(recipe)
+        with opened_pilot(self._task, recipe, world=self._world, run=self._run) as pilot:
+            self._pilot = pilot
+            self._train_pilot(pilot)
+            if self._budget.procedure == "full" and not pilot.diverged:
+                self._branch(pilot, recipe)
+
+    def _divided(self, model: TimeModel) -> Budget:
+        """The budget, now that an update's seconds are known."""
+        request = self._request
+        clock = recipe_clock(request.recipe, request.num_examples)
+        updates = (clock.total_examples or 0) / request.present_batch_size
+        seconds = float(
+            model.seconds_per_update(request.present_batch_size, ranks=self._world.size)
+        )
+        return budget_of(updates * seconds, updates, request.budget)
+
+    def _find_lr(self, model: TimeModel, batch_size: int) -> None:
+        with self._stage("lr-range"):
+            seconds = float(model.seconds_per_update(batch_size, ranks=self._world.size))
+            ramp, probe = ramp_and_probe_updates(self._budget.lr_range, seconds)
+            settings = LRRangeSettings(num_updates=ramp, probe_updates=probe)
+            recipe = pilot_recipe(self._request.recipe, batch_size, _lr_of(self._request.recipe))
+            self._keep("lr-range", measure_lr_range(
+                self._task, recipe, settings=settings, progress=self._shown
+            ))  # fmt: skip
+
+    def _train_pilot(self, pilot: Pilot) -> None:
+        """Train, and measure the noise scale half-way and at the end."""
+        target = Target.parse(self._request.target)
+        for part in (1, 2):
+            with self._stage("pilot"), self._activity("pilot") as activity:
+                pilot.train(seconds=0.5 * self._budget.pilot, activity=activity, target=target)
+                self._keep("pilot", pilot.measurement())
+            if pilot.diverged:
+                return
+            with self._stage("noise-scale"):
+                settings = NoiseScaleSettings(seconds=0.5 * self._budget.noise)
+                measured = measure_noise_scale(
+                    pilot.training, settings=settings, progress=self._shown
+                )
+                self._keep(f"noise-scale-{part}", measured)
+        self._save(pilot)
+
+    def _branch(self, pilot: Pilot, recipe: Recipe) -> None:
+        """Branches at the present batch size, the best one with three lrs, and a neighbour."""
+        with self._stage("branches"), self._activity("branches") as activity:
+            arms = self._composer().branch_arms()
+            seconds = self._budget.branches / (len(arms) * _BRANCH_SEEDS)
+            by_size = {
+                size: float(self._time_model.seconds_per_update(size, ranks=self._world.size))
+                for size, _ in arms
+            }
+            updates = self._world.from_first(branch_updates(by_size, seconds))
+            branches = [
+                Branch(batch_size=size, lr=lr, num_updates=updates[size]) for size, lr in arms
+            ]
+            measured, self._ends = train_branches(
+                self._task,
+                recipe,
+                copy.deepcopy(pilot.training.state_dict()),
+                branches,
+                num_seeds=_BRANCH_SEEDS,
+                world=self._world,
+                activity=activity,
+            )
+            self._keep("branches", measured)
+
+    # --- what they share ---------------------------------------------------------------------
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        self.stage = name.replace("-", " ")
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - started
+            self._cost[name] = self._cost.get(name, 0.0) + spent
+
+    def _activity(self, title: str) -> Activity:
+        return Activity(title, shown=self._shown)
+
+    def _keep(self, name: str, measured: Measurement) -> None:
+        """Note a measurement, rank 0's on every rank, and write it at once."""
+        measured = self._world.from_first(measured)
+        self.measurements[name] = measured
+        if self._world.is_first:
+            self._run.add_measurement(measured, name=name)
+
+    @property
+    def _time_model(self) -> TimeModel:
+        return TimeModel.from_measurement(self.measurements["throughput"])
+
+    def _composer(self) -> Composer:
+        factor = self._interval_factor
+        return Composer(self._request, self.measurements, interval_factor=factor)
+
+    def _save(self, pilot: Pilot) -> None:
+        save_checkpoint(self._run, pilot.training)
+
+    # --- the end -----------------------------------------------------------------------------
+
+    def finish(self, *, partial: str) -> Plan:
+        """Compose the plan from what there is, and write it.
+
+        Args:
+            partial: why it is not whole; empty where it is.
+        """
+        plan = self._composer().plan(
+            procedure=self._budget.procedure, cost=self._cost, partial=partial
+        )
+        if not partial:
+            plan = self._going_on_from_winner(plan)
+        if self._world.is_first:
+            write_json(self._run.path / PLAN_FILE, {"schema": SCHEMA} | plan.to_dict())
+            self._run.write_status(_status(plan, partial))
+        return dataclasses.replace(plan, folder=str(self._run.path))
+
+    def _going_on_from_winner(self, plan: Plan) -> Plan:
+        """Make the winning branch, where there is one, the state that the run begins from."""
+        for end in self._ends:
+            wins = end.branch.batch_size == plan.batch_size and end.branch.lr == _lr_of(plan.recipe)
+            if wins:
+                recipe = pilot_recipe(self._request.recipe, end.branch.batch_size, end.branch.lr)
+                with opened_pilot(self._task, recipe, world=self._world, state=end.state) as pilot:
+                    if self._world.is_first:
+                        self._run.replace_recipe(recipe)
+                    save_checkpoint(self._run, pilot.training)
+                    return dataclasses.replace(plan, pilot=_pilot_values(pilot))
+        return plan
+
+
+def _pilot_values(pilot: Pilot) -> dict[str, float]:
+    training = pilot.training
+    return {
+        "updates": float(training.updates),
+        "examples": float(training.feed.examples),
+        "seconds": training.seconds,
+    }
+
+
+def _lr_of(recipe: Recipe) -> float:
+    return float(recipe.optimizer.lr)
+
+
+def _status(plan: Plan, partial: str) -> Status:
+    pilot = plan.pilot
+    return Status(
+        name="interrupted" if partial else "finished",
+        reason=partial or "planned; its pilot is the beginning of the run",
+        update=int(pilot.get("updates", 0)),
+        examples=int(pilot.get("examples", 0)),
+        seconds=float(pilot.get("seconds", 0.0)),
+    )
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM as an exception, so that a partial plan can be written; exit code 143."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    kept: Any = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, kept)

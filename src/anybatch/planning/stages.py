@@ -1,0 +1,123 @@
+"""What each stage of planning may cost, and where the pilot trains: arithmetic alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from anybatch.planning.arithmetic.time_model import TimeModel
+from anybatch.planning.arithmetic.updates_model import relative_updates
+
+__all__ = ["Budget", "budget_of", "pilot_batch_size", "ramp_and_probe_updates"]
+
+FEWEST_UPDATES = 2000
+"""Of the present recipe, below which the procedure is the short one."""
+
+_SHORT_SHARE = 0.3  # of the seconds of a run that is too short for a share of 5 %
+_SHORT_SECONDS = (5.0, 18.0)  # least and most of the short procedure: 30 % of a minute
+_LEAST_FULL = 60.0  # seconds that a full procedure needs to say more than the short one
+
+_RAMP_SHARE = 0.85  # of a ramp's updates that are taken before its loss blows up
+_USUAL_PROBES = 8.6  # short trainings of a range test
+_PROBE_UPDATES = (15, 100)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """Seconds for each stage.
+
+    Attributes:
+        procedure: "full" trains branches at several batch sizes, "short" does not.
+        throughput: timing of updates.
+        lr_range: of the range test.
+        pilot: of training the pilot, which is part of the run.
+        noise: of each noise-scale measurement.
+        branches: of all branches; 0 in the short procedure.
+    """
+
+    procedure: Literal["full", "short"]
+    throughput: float
+    lr_range: float
+    pilot: float
+    noise: float
+    branches: float
+
+    @property
+    def measuring(self) -> float:
+        """Seconds of all stages but the pilot."""
+        return self.throughput + self.lr_range + self.noise + self.branches
+
+
+def budget_of(present_seconds: float, present_updates: float, share: float) -> Budget:
+    """Divide what measuring may cost among the stages.
+
+    A run of a minute cannot be measured in 5 % of it: below 2,000 updates, or where the share is
+    less than a minute, the short procedure takes up to 30 % of the run, from 5 to 18 seconds.
+
+    Args:
+        present_seconds: that the present recipe would train.
+        present_updates: that it would take.
+        share: of its seconds, in (0, 1].
+
+    Example:
+        >>> budget_of(60.0, 5000, 0.05).procedure, round(budget_of(60.0, 5000, 0.05).measuring, 1)
+        ('short', 18.0)
+        >>> budget_of(36000.0, 90000, 0.05).procedure
+        'full'
+    """
+    seconds = share * present_seconds
+    if present_updates < FEWEST_UPDATES or seconds < _LEAST_FULL:
+        least, most = _SHORT_SECONDS
+        seconds = max(seconds, min(most, max(least, _SHORT_SHARE * present_seconds)))
+        return Budget(
+            procedure="short",
+            throughput=0.15 * seconds,
+            lr_range=0.55 * seconds,
+            pilot=0.6 * seconds,
+            noise=0.3 * seconds,
+            branches=0.0,
+        )
+    return Budget(
+        procedure="full",
+        throughput=min(20.0, 0.1 * seconds),
+        lr_range=0.3 * seconds,
+        pilot=0.6 * seconds,
+        noise=0.1 * seconds,
+        branches=0.4 * seconds,
+    )
+
+
+def pilot_batch_size(
+    time_model: TimeModel, sizes: list[int], critical_batch_size: float, *, ranks: int = 1
+) -> int:
+    """Where the pilot trains: least time under what is known of critical batch sizes in general.
+
+    Args:
+        time_model: of the machine.
+        sizes: to choose from, ascending.
+        critical_batch_size: usual one, in examples.
+        ranks: that train together.
+    """
+    sizes_array = np.asarray(sizes, dtype=float)
+    seconds = time_model.seconds_per_update(sizes_array, ranks=ranks)
+    return int(sizes[int(np.argmin(seconds * relative_updates(sizes_array, critical_batch_size)))])
+
+
+def ramp_and_probe_updates(seconds: float, seconds_per_update: float) -> tuple[int, int]:
+    """Updates of a ramp and of a short training that a range test can afford.
+
+    Args:
+        seconds: of the whole test.
+        seconds_per_update: at its batch size.
+
+    Example:
+        >>> ramp_and_probe_updates(10.0, 0.01), ramp_and_probe_updates(1.0, 0.1)
+        ((100, 100), (40, 15))
+    """
+    affordable = seconds / max(seconds_per_update, 1e-9)
+    fewest, most = _PROBE_UPDATES
+    probe = round((affordable - _RAMP_SHARE * 60) / _USUAL_PROBES)
+    probe = min(most, max(fewest, probe))
+    return min(100, max(40, probe)), probe

@@ -1,0 +1,159 @@
+"""A plan's reasons, and what would change it, in sentences with their numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from anybatch.plan import Reason
+from anybatch.planning.arithmetic.decision import Decision
+from anybatch.planning.arithmetic.lr_rules import LRRow, default_alpha, lr_table, rule_that_held
+from anybatch.planning.arithmetic.posterior import weighted_quantile
+from anybatch.planning.recipe import schedule_of
+from anybatch.recipe import Recipe
+
+if TYPE_CHECKING:
+    from anybatch.planning.compose import Composer
+
+__all__ = ["reasons_of", "would_change"]
+
+
+def reasons_of(composer: Composer, decision: Decision, recipe: Recipe) -> list[Reason]:
+    """Why each choice is what it is, most important first.
+
+    Args:
+        composer: of the plan.
+        decision: about the batch size.
+        recipe: that is recommended.
+    """
+    found = [
+        Reason(name="batch-size", sentence=sentence, measurement=_source(sentence))
+        for sentence in decision.reasons
+    ]
+    found += _lr_reasons(composer, decision.batch_size)
+    found.append(_schedule_reason(composer, decision.batch_size))
+    if recipe.averaging != composer.request.recipe.averaging:
+        sentence = (
+            "evaluated and kept is the average of the weights over about the last ninth of the "
+            "run: it does what a decay of the lr does, and needs no end to be known"
+        )
+        found.append(Reason(name="averaging", sentence=sentence))
+    found += _decay_reason(composer, recipe)
+    return found
+
+
+def _source(sentence: str) -> str:
+    if "critical batch size" in sentence or "noise scale" in sentence:
+        return "noise-scale"
+    return "throughput" if "machine" in sentence or "timing" in sentence else ""
+
+
+def _lr_reasons(composer: Composer, batch_size: int) -> list[Reason]:
+    """Where the lr is from, what the other rules would give, which rule held."""
+    request, pilot_size = composer.request, composer.pilot_size
+    pilot_lr, lr = composer.pilot_lr(pilot_size), composer.lr_at(batch_size)
+    measured = composer.measurements.get("lr-range")
+    known = measured is not None and measured.estimates["max_lr"].value is not None
+    origin = f"the range test at batch size {pilot_size:,} gives {pilot_lr:.3g}"
+    if not known:
+        origin = f"the range test gave none, so the present lr was carried: {pilot_lr:.3g} at "
+        origin += f"batch size {pilot_size:,}"
+    posterior = composer.posterior
+    critical = weighted_quantile(posterior.critical_batch_size, posterior.weights, [0.5])[0]
+    carried = ""
+    if batch_size != pilot_size:
+        alpha = default_alpha(request.recipe.optimizer.name)
+        carried = (
+            f"; carried to {batch_size:,} by lr ~ (1 + {critical:.3g} / B)^-{alpha:g} "
+            f"(McCandlish et al. 2018): {lr:.3g}"
+        )
+    found = [Reason(name="lr", sentence=origin + carried, measurement="lr-range")]
+    edge = measured.estimates["edge"].value if measured is not None else None
+    rows = lr_table(
+        pilot_lr, pilot_size, sorted({batch_size, request.present_batch_size, pilot_size}),
+        num_examples=request.num_examples, noise_scale=critical, edge=edge,
+        alpha=default_alpha(request.recipe.optimizer.name),
+    )  # fmt: skip
+    return found + _linear(rows, request.num_examples) + _rule_check(composer)
+
+
+def _linear(rows: list[LRRow], num_examples: int) -> list[Reason]:
+    """What the linear rule would give for the whole set as one batch, and why it is refused."""
+    linear = [row for row in rows if row.rule == "linear" and row.batch_size == num_examples]
+    if not linear or not linear[0].refused:
+        return []
+    sentence = f"the linear rule is not used: at the full batch it would give {linear[0].refused}"
+    return [Reason(name="lr-rule", sentence=sentence, measurement="lr-range")]
+
+
+def _rule_check(composer: Composer) -> list[Reason]:
+    """Which rule the best branches' learning rates agree with."""
+    arms = composer.measurements.get("branches")
+    measured = composer.measurements.get("lr-range")
+    top = None if measured is None else measured.estimates["max_lr"]
+    if arms is None or top is None or top.value is None:
+        return []
+    size = composer.decision.choice.batch_size
+    tried = sorted({lr for b, lr in zip(arms.samples["batch_size"], arms.samples["lr"],
+                                        strict=True) if int(b) == size})  # fmt: skip
+    if len(tried) < 3 or size == composer.pilot_size:
+        return []
+    best = composer.lr_at(size)
+    points = [
+        (composer.pilot_size, max(top.low, 0.1 * top.value), top.value, top.high),
+        (size, best / math.sqrt(2.0), best, best * math.sqrt(2.0)),
+    ]
+    check = rule_that_held(points)
+    return [Reason(name="lr-rule", sentence=check.verdict, measurement="branches")]
+
+
+def _schedule_reason(composer: Composer, batch_size: int) -> Reason:
+    predictions = composer.predictions
+    choice = schedule_of(composer.request, batch_size, predictions)
+    return Reason(name="schedule", sentence=f"{choice.kind}: {choice.reason}")
+
+
+def _decay_reason(composer: Composer, recipe: Recipe) -> list[Reason]:
+    before = getattr(composer.request.recipe.optimizer, "weight_decay", 0.0)
+    after = getattr(recipe.optimizer, "weight_decay", 0.0)
+    if before == after:
+        return []
+    sentence = (
+        f"weight decay {after:.3g} for {before:.3g}: what it shrinks the weights by for each "
+        f"example, lr x decay / batch size, is kept"
+    )
+    return [Reason(name="weight-decay", sentence=sentence)]
+
+
+def would_change(composer: Composer, decision: Decision) -> list[str]:
+    """What would change the advice.
+
+    Args:
+        composer: of the plan.
+        decision: about the batch size.
+    """
+    posterior, size = composer.posterior, decision.batch_size
+    critical = weighted_quantile(posterior.critical_batch_size, posterior.weights, [0.5])[0]
+    half = composer.time_model.half_batch_size
+    found = [
+        f"a critical batch size 4 times as large ({4 * critical:,.0f}; harder targets and later "
+        f"phases have larger ones) would move the best size about twice as high",
+        "another optimizer, another lr or more augmentation: the noise scale belongs to them",
+    ]
+    if math.isfinite(half):
+        found.append(
+            f"a machine that needs larger batches (here half of its speed is reached at "
+            f"{half:,.0f} examples): a GPU moves the best size up"
+        )
+    if composer.request.ranks == 1:
+        found.append("more ranks: measure under torchrun, the price list then holds them")
+    shares = decision.shares_of_seconds
+    if shares:
+        name = max(shares, key=shares.__getitem__)
+        found.append(f"the time to the target is unsure mostly because of the {name}")
+    if size == decision.present_batch_size and decision.choice.batch_size != size:
+        found.append(
+            f"a clearer measurement: {decision.choice.batch_size:,} looks better than the present "
+            f"{size:,}, but not by enough"
+        )
+    return found
