@@ -1,6 +1,6 @@
 # Each target makes .venv and installs what it needs by itself.
-#   make demo    measure the lr range of handwritten digits (shipped with the package), train
-#                with what it suggests, and write one page about both
+#   make demo    measure handwritten digits (shipped with the package), plan how to train to a
+#                target, train as planned, and write one page about it
 #   make test    all tests, doctests included
 #   make lint    ruff, mypy, import-linter
 #   make bench   slow proofs and side-by-side figures, resumable: make bench FOR=150m
@@ -20,9 +20,9 @@ DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 .PHONY: demo test lint bench gpu-check clean
 
 demo: $(VENV)/.installed
-	$(BIN)/anybatch lr-range digits --out $(DEMO)/lr-range
-	$(BIN)/anybatch train digits --recipe $(DEMO)/lr-range/suggested_recipe.json --out $(DEMO)/train
-	$(BIN)/anybatch report $(DEMO)/lr-range $(DEMO)/train --out $(DEMO)/report.html
+	$(BIN)/anybatch plan digits --target 0.98 --out $(DEMO)/plan
+	$(BIN)/anybatch train digits --plan $(DEMO)/plan/plan.json --out $(DEMO)/train
+	$(BIN)/anybatch report $(DEMO)/plan $(DEMO)/train --out $(DEMO)/report.html
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --doctest-modules src tests

@@ -8,7 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anybatch.errors import ExitCode
-from benchmarks import cifar10_jpeg, lr_range, mnist, overhead, resume, truth_gallery
+from benchmarks import (
+    article2,
+    cifar10_jpeg,
+    critical_batch,
+    lr_range,
+    mnist,
+    noise_scale,
+    overhead,
+    plan_predictions,
+    plan_regret,
+    resume,
+    truth_gallery,
+)
 from benchmarks.harness import Benchmark, Folders, parse_seconds, run_benchmarks, stored_results
 from benchmarks.report import write_report
 
@@ -21,6 +33,11 @@ _BENCHMARKS: tuple[Benchmark, ...] = (
     cifar10_jpeg,
     truth_gallery,
     lr_range,
+    noise_scale,
+    critical_batch,
+    article2,
+    plan_regret,
+    plan_predictions,
 )
 _HERE = Path(__file__).parent
 _FOLDERS = Folders(results=_HERE / "results", runs=_HERE / "runs")

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from anybatch.models.table import build_model as build_model
     from anybatch.objectives import Metric as Metric
     from anybatch.optim.lr_scheduler import schedule_as_lr_scheduler as schedule_as_lr_scheduler
+    from anybatch.plan import Plan as Plan
+    from anybatch.planning.procedure import make_plan as make_plan
     from anybatch.recipe import AdamSettings as AdamSettings
     from anybatch.recipe import AdamWSettings as AdamWSettings
     from anybatch.recipe import Augmentation as Augmentation
@@ -120,6 +122,8 @@ _HOMES = {
     "models.table": ("ModelShape", "build_model"),
     "objectives": ("Metric",),
     "optim.lr_scheduler": ("schedule_as_lr_scheduler",),
+    "plan": ("Plan",),
+    "planning.procedure": ("make_plan",),
     "recipe": (
         "AdamSettings",
         "AdamWSettings",

@@ -17,11 +17,19 @@ from typing import Any, cast
 import tyro
 
 from anybatch.errors import ExitCode, InputError
+from anybatch.options.calibration import Calibration
+from anybatch.options.doctor import Doctor
+from anybatch.options.loss_oscillation import LossOscillation
 from anybatch.options.lr_range import LRRange
+from anybatch.options.noise_scale import NoiseScale
 from anybatch.options.parts import named
+from anybatch.options.plan import Explain, MakePlan
 from anybatch.options.recipe import RecipeCommands
 from anybatch.options.report import Compare, Report
+from anybatch.options.sharpness import Sharpness
+from anybatch.options.study import StudyCommands
 from anybatch.options.tasks import Tasks
+from anybatch.options.throughput import Throughput
 from anybatch.options.train import Train
 
 __all__ = ["main"]
@@ -37,9 +45,18 @@ def _print_error(text: str) -> None:
 
 _COMMANDS: Any = (
     named(Train, "train")
+    | named(MakePlan, "plan")
+    | named(Explain, "explain")
     | named(LRRange, "lr-range")
+    | named(Sharpness, "sharpness")
+    | named(LossOscillation, "loss-oscillation")
+    | named(Doctor, "doctor")
+    | named(NoiseScale, "noise-scale")
+    | named(Throughput, "throughput")
     | named(Report, "report")
     | named(Compare, "compare")
+    | named(StudyCommands, "study")
+    | named(Calibration, "calibration")
     | named(Tasks, "tasks")
     | named(RecipeCommands, "recipe")
 )

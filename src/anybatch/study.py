@@ -1,6 +1,6 @@
 """Study: arms x seeds, a directory of Runs and the table that they add up to. Needs no torch.
 
-study.json              arms with their recipes, seeds, task
+study.json              arms with their recipes, seeds, task, what kind of study it is
 ARM/seed-0/, ...        one Run each
 """
 
@@ -105,6 +105,7 @@ class Study:
                 raise InputError(str(self.path / "study.json"), f"must hold {key}", values.get(key))
         self.seeds: list[int] = values["seeds"]
         self.task: dict[str, Any] = values["task"]
+        self.about: dict[str, Any] = values.get("about") or {}
         self.arms = {name: recipe_from_mapping(r) for name, r in values["arms"].items()}
 
     @staticmethod
@@ -119,6 +120,8 @@ class Study:
         arms: Mapping[str, Recipe],
         seeds: Sequence[int],
         task: dict[str, Any],
+        *,
+        about: Mapping[str, Any] | None = None,
     ) -> Study:
         """Make a new study's directory.
 
@@ -127,27 +130,47 @@ class Study:
             arms: recipes by name, which is also that of a folder; their seeds are replaced.
             seeds: one run each for every arm; all different.
             task: how the task is made again, plain values.
+            about: what kind of study it is, plain values; such a study may begin without arms,
+                which `add_arm` then adds.
 
         Raises:
             InputError: no arms or seeds, seeds that repeat, a name that is a path, or the folder
                 holds something.
         """
         path = Path(path)
-        if not arms or not seeds:
+        if not (arms or about) or not seeds:
             raise InputError("study", "must have at least one arm and one seed")
         if len(set(seeds)) != len(seeds):
             raise InputError("seeds", "must all be different", list(seeds))
         for name in arms:
-            if Path(name).name != name or name in ("", ".."):
-                raise InputError("arm", "must be a plain folder name", repr(name))
+            _require_folder_name(name)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             hint = f"--resume {path} continues it" if cls.is_at(path) else ""
             raise InputError("out", "must be a new or empty folder", str(path), hint=hint)
         mappings = {name: recipe_to_mapping(recipe) for name, recipe in arms.items()}
         values = {"schema": SCHEMA, "arms": mappings, "seeds": list(seeds), "task": task}
+        values |= {"about": dict(about)} if about else {}
         with new_folder(path):
             write_json(path / "study.json", values)
         return cls(path)
+
+    def add_arm(self, name: str, recipe: Recipe) -> None:
+        """Add an arm that was decided on while the study went on.
+
+        Args:
+            name: as in `create`, not yet an arm's.
+            recipe: its seed is replaced.
+
+        Raises:
+            InputError: a name that is a path or an arm's already, or a place that is not writable.
+        """
+        _require_folder_name(name)
+        if name in self.arms:
+            raise InputError("arm", "must be a new one", repr(name))
+        values = read_json(self.path / "study.json")
+        values["arms"][name] = recipe_to_mapping(recipe)
+        write_json(self.path / "study.json", values)
+        self.arms[name] = recipe
 
     def trials(self) -> list[Trial]:
         """Every arm with every seed, seed by seed, so that a partial study compares arms fairly."""
@@ -217,3 +240,8 @@ class Study:
         """The worst of the runs' exit codes: diverged, then target missed, then 0."""
         codes = [int(run.status.exit_code) for trial in self.trials() if (run := trial.run)]
         return max(codes, default=int(ExitCode.OK))
+
+
+def _require_folder_name(name: str) -> None:
+    if Path(name).name != name or name in ("", ".."):
+        raise InputError("arm", "must be a plain folder name", repr(name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,23 +34,30 @@ def make(options: MakePlan) -> int:
     """
     from anybatch.planning.procedure import make_plan
     from anybatch.task import load_task
+    from anybatch.training.loop import default_out
     from anybatch.world import World
 
     budget = _share(options.budget)
     recipe = load_recipe(options.recipe or recipe_name_for(options.task), options.set)
     task = load_task(options.task, data=options.data, image_size=recipe.image_size)
     world = World.from_environment(recipe.compute.device)
+    out: Path | None = None
     try:
+        out = options.out or world.from_first(default_out(f"{task.name}-plan"))
         plan = make_plan(
             task,
             recipe,
             target=options.target,
             budget=budget,
-            out=options.out,
+            out=out,
             progress=not options.json,
         )
         if world.is_first:
             _say(plan, options)
+    except (KeyboardInterrupt, SystemExit):  # a signal; what was known has been written
+        if world.is_first and out is not None and (out / PLAN_FILE).is_file():
+            _say(plan_of(out)[1], options)
+        raise
     finally:
         world.close(together=False)
     return ExitCode.OK if plan.predictions["seconds"].value is not None else 1
@@ -139,12 +147,15 @@ def explain(options: Explain) -> int:
 
 
 def _is_replayed(run: Run, plan: Plan) -> bool:
-    """Whether the same plan follows from the raw samples, without timing or training anything."""
+    """Whether the same plan follows from the raw samples, without timing or training anything.
+
+    Where the pilot stands is not compared: a winning branch has trained on from it.
+    """
     from anybatch.planning.compose import Composer
 
     composer = Composer(plan.request, run.measurements(), interval_factor=plan.interval_factor)
     again = composer.plan(procedure=plan.procedure, cost=plan.cost, partial=plan.partial)
-    return again.predictions == plan.predictions and again.recipe == plan.recipe
+    return replace(again, pilot=plan.pilot) == plan
 
 
 def _price_table(plan: Plan) -> str:

@@ -104,7 +104,7 @@ def _new_run(options: Train, recipe: Recipe) -> int:
 
 def _planned_run(options: Train, path: Path) -> int:
     """A new run with a plan's recipe, from where the plan's pilot ended."""
-    from anybatch.planning.continuing import begin_planned
+    from anybatch.planning.continuing import begin_planned, check_planned
     from anybatch.training.loop import create_run, default_out
     from anybatch.training.training import Training
 
@@ -119,6 +119,7 @@ def _planned_run(options: Train, path: Path) -> int:
     plan_run, plan = plan_of(path)
     task = _task(options, plan.recipe)
     with Training(task, plan.recipe) as training:
+        check_planned(training, plan_run, plan)  # before a folder is made
         out = options.out or training.world.from_first(default_out(task.name))
         run = create_run(training, out)
         begin_planned(training, run, plan_run, plan)

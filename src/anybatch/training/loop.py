@@ -211,8 +211,11 @@ def extended(run: Run, recipe: Recipe | None, extend: Duration | None) -> Recipe
     """The run's recipe, with a longer duration where it is to be extended.
 
     Raises:
-        InputError: `recipe` differs from the run's, or the units differ.
+        InputError: the folder is a plan's, `recipe` differs from the run's, or the units differ.
     """
+    if "planned_for" in run.task:
+        hint = f"anybatch train TASK --plan {run.path} begins one where its pilot ended"
+        raise InputError("run", "must be a training, not a plan", str(run.path), hint=hint)
     own = run.recipe
     for path, was, now in difference(own, recipe or own):
         raise InputError(path, f"must be as in the run that is resumed, {was}", now)

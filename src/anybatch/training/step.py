@@ -137,7 +137,9 @@ class Step:
         """The model that is evaluated and kept: averaged weights, where averaging is on."""
         return self.model if self._average is None else self._average.module
 
-    def gradient(self, portion: Portion, *, micro_batch_size: int | None = None) -> None:
+    def gradient(
+        self, portion: Portion, *, micro_batch_size: int | None = None, transformed: bool = True
+    ) -> None:
         """Put the gradient of the global batch's loss into every parameter's `.grad`.
 
         sum over examples of dloss_i/dw, divided by the global count for a mean; then the recipe's
@@ -146,6 +148,7 @@ class Step:
         Args:
             portion: this rank's share, from `Feed.next` or made by hand.
             micro_batch_size: examples of a forward and backward pass; None: as the recipe has it.
+            transformed: False leaves the recipe's transforms out.
 
         Raises:
             InputError: labels of a streamed set lie outside of the model's outputs.
@@ -166,7 +169,7 @@ class Step:
             with self._world.without_communication(self._forward):
                 self._backward(part, weight, portion.counted)
         self._backward(last, weight, portion.counted)
-        for transform in self._transforms:
+        for transform in self._transforms if transformed else ():
             self.gradient_norm = transform(self._parameters)
 
     def _backward(self, part: Batch, weight: float, counted: bool) -> None:

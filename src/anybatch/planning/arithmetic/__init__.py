@@ -1,0 +1,1 @@
+"""The arithmetic of plans: pure functions of measurements and seeds, numpy only."""
