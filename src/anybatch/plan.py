@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from anybatch.drawing import axes_or_new, html_table
+from anybatch.drawing import Span, axes_or_new, html_table
 from anybatch.drawings.plan import PlannedTimes, draw_plan
+from anybatch.errors import InputError
 from anybatch.measurement import Estimate, Finding
 from anybatch.recipe import Recipe
 from anybatch.recipe_mapping import recipe_from_mapping, recipe_to_mapping
@@ -22,7 +23,7 @@ from anybatch.records import plain
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["PLAN_FILE", "Plan", "PlanRequest", "Price", "Reason"]
+__all__ = ["PLAN_FILE", "Plan", "PlanOutcome", "PlanRequest", "Price", "Reason"]
 
 PLAN_FILE = "plan.json"
 """In the folder of a plan, and in that of a run that follows one."""
@@ -162,7 +163,18 @@ class Plan:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
-        """The plan that `to_dict` wrote, also after a way through strict JSON."""
+        """The plan that `to_dict` wrote, also after a way through strict JSON.
+
+        Raises:
+            InputError: the values are not those of a plan.
+        """
+        try:
+            return cls._from_values(values)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError("plan", "must be as it was written", _cause(error)) from None
+
+    @classmethod
+    def _from_values(cls, values: Mapping[str, Any]) -> Plan:
         given = {name: value for name, value in values.items() if name != "schema"}
         request = dict(given["request"])
         request["recipe"] = recipe_from_mapping(request["recipe"])
@@ -175,8 +187,10 @@ class Plan:
         )
         given["reasons"] = tuple(Reason(**reason) for reason in given["reasons"])
         given["findings"] = tuple(Finding(**finding) for finding in given["findings"])
-        for name in ("near_optimal", "would_change"):
-            given[name] = tuple(given[name])
+        given["near_optimal"] = tuple(int(size) for size in given["near_optimal"])
+        given["would_change"] = tuple(given["would_change"])
+        for name in _ALWAYS_PREDICTED:
+            given["predictions"][name]
         return cls(**given)
 
     @property
@@ -219,16 +233,22 @@ class Plan:
 
     def times(self) -> PlannedTimes:
         """What the picture is drawn from: the prices on the present number of ranks."""
-        own = [price for price in self.prices if price.ranks == self.request.ranks]
-        known = [price for price in own if price.seconds.value is not None]
+        ranks, predicted = self.request.ranks, self.predictions.get("seconds")
+        own = [price for price in self.prices if price.ranks == ranks and price.fits]
+        known = [price for price in own if math.isfinite(price.seconds.low)]
         return PlannedTimes(
             batch_sizes=tuple(price.batch_size for price in known),
-            seconds=tuple(price.seconds.value or math.nan for price in known),
+            seconds=tuple(
+                math.nan if price.seconds.value is None else price.seconds.value for price in known
+            ),
             low=tuple(price.seconds.low for price in known),
             high=tuple(price.seconds.high for price in known),
             near_optimal=(self.near_optimal[0], self.near_optimal[-1]) if self.near_optimal else (),
             chosen=self.batch_size,
             present=self.request.present_batch_size,
+            predicted=None
+            if predicted is None
+            else Span(predicted.value, predicted.low, predicted.high),
         )
 
     def _repr_html_(self) -> str:
@@ -237,7 +257,61 @@ class Plan:
         return html_table("plan", rows | {r.name: r.sentence for r in self.reasons})
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanOutcome:
+    """What a run that follows a plan took, beside what was foretold.
+
+    Attributes:
+        seconds: of training to the target, or to the end where it was not reached.
+        updates: likewise.
+        reached: whether the target was.
+        foretold_seconds: with its interval.
+        foretold_updates: with its interval.
+
+    Example:
+        >>> seconds = Estimate(value=20.0, low=12.0, high=31.0, unit="seconds", level=0.8)
+        >>> updates = Estimate(value=900.0, low=500.0, high=1500.0, unit="updates", level=0.8)
+        >>> found = PlanOutcome(seconds=25.25, updates=1100, reached=True,
+        ...     foretold_seconds=seconds, foretold_updates=updates)
+        >>> found.inside
+        True
+        >>> print(found.sentence())
+        predicted 20 seconds (12 to 31, 80 %) and 900 updates (500 to 1,500, 80 %); took 25.2
+        seconds and 1,100 updates: inside
+    """
+
+    seconds: float
+    updates: int
+    reached: bool
+    foretold_seconds: Estimate
+    foretold_updates: Estimate
+
+    @property
+    def inside(self) -> bool:
+        """Whether the target was reached within the interval of the seconds."""
+        foretold = self.foretold_seconds
+        return self.reached and foretold.low <= self.seconds <= foretold.high
+
+    def sentence(self) -> str:
+        """Predicted against actual, in words."""
+        took = f"took {_short(self.seconds)} seconds and {self.updates:,} updates"
+        if self.foretold_seconds.value is None:
+            missed = "" if self.reached else ", not reached"
+            return f"predicted: {self.foretold_seconds}; {took}{missed}"
+        verdict = "inside" if self.inside else "outside"
+        if not self.reached:
+            verdict = "not reached, so outside"
+        foretold = f"{_range(self.foretold_seconds)} and {_range(self.foretold_updates)}"
+        return f"predicted {foretold}; {took}: {verdict}"
+
+
 _PRICED = ("updates", "seconds", "device_hours")
+_ALWAYS_PREDICTED = ("updates", "examples", "seconds")
+
+
+def _cause(error: Exception) -> str:
+    name = f"{type(error).__name__}: " if not isinstance(error, InputError) else ""
+    return name + " ".join(str(error).split())
 
 
 def _estimate(values: Mapping[str, Any]) -> Estimate:

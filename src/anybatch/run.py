@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, final
 from anybatch.drawing import Line, axes_or_new, draw_lines, html_table
 from anybatch.errors import ExitCode, InputError
 from anybatch.measurement import Measurement
-from anybatch.plan import PLAN_FILE, Plan
+from anybatch.plan import PLAN_FILE, Plan, PlanOutcome
 from anybatch.recipe import Recipe
 from anybatch.recipe_file import read_recipe_file
 from anybatch.recipe_mapping import recipe_from_mapping, recipe_to_mapping
@@ -49,6 +49,7 @@ __all__ = [
     "StatusName",
     "new_folder",
     "not_writable",
+    "plan_outcome",
     "read_json",
     "require_new_folder",
     "write_atomically",
@@ -107,6 +108,25 @@ class Status:
     def exit_code(self) -> int:
         """The command's exit code for this status; 128 + signal where a signal ended it."""
         return 128 + self.signal if self.signal else int(_EXIT_CODES.get(self.name, ExitCode.OK))
+
+
+def plan_outcome(plan: Plan, status: Status) -> PlanOutcome | None:
+    """What a run took beside what its plan foretold; None unless it came to an end of its own.
+
+    Args:
+        plan: that the run follows.
+        status: of the run.
+    """
+    if status.name not in ("finished", "target-missed", "diverged"):
+        return None
+    reached = status.target_update is not None
+    return PlanOutcome(
+        seconds=float((status.target_seconds if reached else status.seconds) or 0.0),
+        updates=int((status.target_update if reached else status.update) or 0),
+        reached=reached,
+        foretold_seconds=plan.predictions["seconds"],
+        foretold_updates=plan.predictions["updates"],
+    )
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -366,8 +386,8 @@ class Run:
             return None
         try:
             plan = Plan.from_dict(read_json(path))
-        except (KeyError, TypeError) as error:
-            raise InputError(str(path), "must hold a plan", str(error)) from None
+        except InputError as error:
+            raise error.renamed(str(path)) from None
         return dataclasses.replace(plan, folder=str(self.path))
 
     def to_dict(self) -> dict[str, Any]:

@@ -47,6 +47,12 @@ from plan_tasks import FULL, RECIPE, SHORT, budget, examples, perceptron, planne
 Batch = nn.BatchNorm1d
 
 
+@pytest.fixture(autouse=True)
+def _few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compose, "_NUM_DRAWS", 100)
+    monkeypatch.setattr("gc.collect", lambda *generation: 0)  # a third of the time
+
+
 def assert_sound(plan: Plan, out: Path, task: Task) -> None:
     """Nothing bare, the same again from disk, and a recipe that this task can be trained with."""
     for name, estimate in plan.predictions.items():
@@ -227,12 +233,12 @@ def test_a_pilot_that_always_diverges_gives_a_plan_without_numbers(
 def test_looking_takes_no_longer_than_half_of_the_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One look counts as ten seconds and an update as one: the clock is the test's."""
+    """One look counts as forty seconds and an update as one: the clock is the test's."""
     clock = [0.0]
     looked = pilot_module.evaluate
 
     def slow(*given: Any) -> Any:
-        clock[0] += 10.0
+        clock[0] += 40.0
         return looked(*given)
 
     def stepped(training: Training) -> None:
@@ -246,9 +252,9 @@ def test_looking_takes_no_longer_than_half_of_the_training(
     recipe = pilot_recipe(RECIPE, 8, 0.05)
     with opened_pilot(task_of(), recipe, world=World.from_environment("cpu")) as pilot:
         pilot.train(seconds=400.0)
-    spent = 10.0 * (len(pilot.looks) - 1)
+    spent = 40.0 * (len(pilot.looks) - 1)
     assert len(pilot.looks) >= 4
-    assert spent <= 0.5 * pilot.training.seconds + 10.0
+    assert spent <= 0.5 * pilot.training.seconds + 40.0
     assert pilot.looks[-1].update == pilot.training.updates
 
 
@@ -388,8 +394,8 @@ KINDS: dict[str, tuple[Any, Recipe, str]] = {
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_of_task_is_planned_or_says_why_not(name: str, tmp_path: Path) -> None:
     make_task, recipe, target = KINDS[name]
-    task = make_task()
-    plan = planned(tmp_path / "plan", task, recipe, target=target, wanted=FULL)
+    task, wanted = make_task(), FULL if name in ("ghosts", "bf16", "muon", "sum") else SHORT
+    plan = planned(tmp_path / "plan", task, recipe, target=target, wanted=wanted)
     assert_sound(plan, tmp_path / "plan", task)
     finding = {"batchnorm": "ghost-unit", "ghosts": "ghost-unit"}.get(name)
     assert finding is None or finding in [f.name for f in plan.findings]

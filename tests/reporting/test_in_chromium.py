@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from browser import MISSING, Browser
+from plan_cases import following_run, plan_run
 from report_cases import evaluation, lr_range, make_run, step
 
 from anybatch.reporting.page import write_report
@@ -43,6 +44,16 @@ def alone(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with Browser(tmp_path_factory.mktemp("profile")) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plan and the run that follows it."""
+    folder = tmp_path_factory.mktemp("planned")
+    of_plan = plan_run(folder / "plan")
+    assert of_plan.plan is not None
+    follower = following_run(folder / "train", of_plan.plan)
+    return write_report([of_plan, follower], folder / "report.html")
 
 
 BOXES = """
@@ -175,6 +186,66 @@ def test_the_pointer_reads_an_lr_range_and_arrow_keys_walk_along_it(
     after = browser.script(BOX).split("\n")[0]
     assert float(after.removeprefix("lr ")) == pytest.approx(samples["lr"][at + 1], rel=1e-4)
     assert browser.console() == []
+
+
+TABLES = """
+return [...document.querySelectorAll(".scroll")].map(area =>
+  [area.getBoundingClientRect().right, area.scrollWidth, area.tabIndex]);
+"""
+
+
+def test_a_plans_page_fits_every_screen_and_its_wide_parts_scroll(
+    browser: Browser, planned: Path
+) -> None:
+    for width in (320, 360, 800):
+        browser.width(width)
+        browser.media()
+        browser.open(planned)
+        assert browser.script("return document.documentElement.scrollWidth") <= width
+        areas = browser.script(TABLES)
+        assert all(right <= width for right, *_ in areas)
+    assert {"plan", "measurement-0"} <= {name for name, *_ in browser.script(BOXES)}
+    assert [line for line in browser.console() if line["level"] != "INFO"] == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_plan_can_be_read_by_day_and_by_night(
+    browser: Browser, planned: Path, scheme: str
+) -> None:
+    browser.width(1100)
+    browser.media(scheme=scheme)
+    browser.open(planned)
+    texts, drawn, *_ = browser.script(CONTRAST)
+    assert texts >= 4.5
+    assert drawn >= 4.5
+    shades = browser.script(
+        "return [...document.querySelectorAll('tr.shaded > *')]"
+        ".map(cell => getComputedStyle(cell).backgroundColor)"
+    )
+    assert shades
+    assert "rgba(0, 0, 0, 0)" not in shades
+
+
+def test_the_pointer_reads_a_plan_and_a_reason_leads_to_its_figure(
+    browser: Browser, planned: Path
+) -> None:
+    browser.width(1100)
+    browser.media()
+    browser.open(planned)
+    (frame,) = browser.script("return frames.plan")
+    seconds = frame["series"][0]
+    at = len(seconds["x"]) // 2
+    browser.point(*browser.script(PLACE, "plan", seconds["x"][at]))
+    lines = browser.script(BOX).split("\n")
+    assert lines[0] == f"batch size {seconds['x'][at]:.0f}"
+    assert float(lines[1].removeprefix("seconds ")) == pytest.approx(seconds["y"][at], rel=1e-4)
+    assert len(lines) == 4  # and both ends of the interval
+    href = browser.script(
+        "const link = document.querySelector('.reasons a'); link.click();"
+        "return link.getAttribute('href')"
+    )
+    seen = "return document.querySelector(arguments[0]).getBoundingClientRect().top"
+    assert -5 <= browser.script(seen, href) <= 900
 
 
 def test_without_script_everything_is_readable(browser: Browser, page: Path) -> None:

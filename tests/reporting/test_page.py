@@ -171,9 +171,9 @@ def test_a_short_lr_range_is_drawn(tmp_path: Path, num_updates: int) -> None:
 
 def test_a_measurement_of_another_kind_shows_its_estimates(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    run.add_measurement(lr_range(kind="noise-scale"))
+    run.add_measurement(lr_range(kind="something-else"))
     page = text_of([run], tmp_path)
-    assert "noise-scale: estimates" in words_of(page)
+    assert "something-else: estimates" in words_of(page)
 
 
 # --- honest about what is not there --------------------------------------------------------------

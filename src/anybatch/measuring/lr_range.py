@@ -38,7 +38,6 @@ from anybatch.training.training import Training
 
 __all__ = ["LRRangeSettings", "measure_lr_range"]
 
-_METRIC_EVERY = 2  # updates of a ramp
 _OCTAVES_BELOW = 8.0  # the ramp's guess that may be tried
 _MOST_SKIPPED = 20  # updates in a row that a gradient scaler may leave out
 _OCTAVES_BELOW_BLOW_UP = 3.0
@@ -59,6 +58,7 @@ class LRRangeSettings:
             data for a training under way; other seeds of the generators for a loop of your own.
         probe_updates: of a short training at constant lr, >= 10; 0 tries none and reads the ramp
             alone.
+        metric_every: updates of a ramp between two looks at the metric, >= 0; 0 never looks.
         metric_direction: which way the metric of a loop of your own is better.
     """
 
@@ -68,6 +68,7 @@ class LRRangeSettings:
     spacing: Literal["log", "linear"] = "log"
     repeats: int = 1
     probe_updates: int = 100
+    metric_every: int = 2
     metric_direction: Literal["max", "min"] = "max"
 
     def __post_init__(self) -> None:
@@ -79,6 +80,7 @@ class LRRangeSettings:
         require("repeats", self.repeats, "must be >= 1", self.repeats >= 1)
         allowed = self.probe_updates == 0 or self.probe_updates >= 10
         require("probe_updates", self.probe_updates, "must be 0 or >= 10", allowed)
+        require("metric_every", self.metric_every, "must be >= 0", self.metric_every >= 0)
 
     def lrs(self) -> list[float]:
         """Learning rate of each update of a ramp."""
@@ -190,10 +192,12 @@ class _Test:
     def _ramp(self, loop: Loop, repeat: int) -> list[float]:
         losses: list[float] = []
         loop.restart()
+        every = self.settings.metric_every
+        looked_at = range(0, len(self.lrs), every) if every else range(0)
         while len(losses) < len(self.lrs):
             number = len(losses)
             lr = self.lrs[number]
-            sample = self._update(loop, lr, with_metric=number % _METRIC_EVERY == 0)
+            sample = self._update(loop, lr, with_metric=number in looked_at)
             self._note(0, repeat, repeat, number, lr, sample)
             losses.append(sample.loss)
             self._say(f"ramp {repeat + 1} of {self.settings.repeats}  lr {lr:.2e}", sample)

@@ -14,9 +14,10 @@ from typing import Any
 
 from anybatch.measurement import Finding, Measurement
 from anybatch.measuring.subjects import recipe_settings
-from anybatch.planning.pilot import opened_pilot, pilot_recipe
+from anybatch.planning.pilot import opened_pilot
 from anybatch.progress import Activity
 from anybatch.recipe import Recipe
+from anybatch.records import Record
 from anybatch.task import Task
 from anybatch.world import World
 
@@ -30,14 +31,22 @@ class Branch:
     """An arm of the comparison.
 
     Attributes:
-        batch_size: global.
-        lr: constant.
+        recipe: of `pilot_recipe`, with a batch size and a constant lr.
         num_updates: to train.
     """
 
-    batch_size: int
-    lr: float
+    recipe: Recipe
     num_updates: int
+
+    @property
+    def batch_size(self) -> int:
+        """Global."""
+        return int(self.recipe.batch_size)
+
+    @property
+    def lr(self) -> float:
+        """Constant; of the first group."""
+        return float(self.recipe.optimizer.lr)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,10 +56,12 @@ class BranchState:
     Attributes:
         branch: which.
         state: the training's `state_dict`.
+        records: of its updates, and of the evaluation at its end.
     """
 
     branch: Branch
     state: dict[str, Any]
+    records: tuple[Record, ...]
 
 
 def train_branches(
@@ -67,7 +78,7 @@ def train_branches(
 
     Args:
         task: what is to be learned.
-        recipe: every choice but batch size and lr.
+        recipe: the present choice, which the measurement names.
         state: of the pilot.
         branches: arms.
         num_seeds: data orders; the first goes on with the pilot's own.
@@ -89,8 +100,7 @@ def train_branches(
     num_examples = 0
     for seed in range(num_seeds):
         for number, branch in enumerate(branches):
-            own = pilot_recipe(recipe, branch.batch_size, branch.lr, log_every=1)
-            own = replace(own, seed=recipe.seed + seed * _SEEDS_APART)
+            own = replace(branch.recipe, seed=branch.recipe.seed + seed * _SEEDS_APART)
             with opened_pilot(task, own, world=world, state=state) as pilot:
                 training = pilot.training
                 first = training.updates
@@ -108,7 +118,11 @@ def train_branches(
                 num_examples += branch.batch_size * (training.updates - first)
                 if seed == 0 and not pilot.diverged:
                     ends.append(
-                        BranchState(branch=branch, state=copy.deepcopy(training.state_dict()))
+                        BranchState(
+                            branch=branch,
+                            state=copy.deepcopy(training.state_dict()),
+                            records=tuple(pilot.records),
+                        )
                     )
     names = ("branch", "batch_size", "lr", "seed", "update", "loss", "validation_loss",
              "validation_metric")  # fmt: skip

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from anybatch.errors import InputError
 from anybatch.measurement import Estimate, Finding, Measurement
 from anybatch.plan import Plan, PlanRequest, Price
-from anybatch.planning.arithmetic.branches import BranchLosses, log_ratio_of_updates
 from anybatch.planning.arithmetic.calibration import Calibration, calibration_for
 from anybatch.planning.arithmetic.decision import Decision, decide
-from anybatch.planning.arithmetic.learning_curve import LearningCurve, remaining
+from anybatch.planning.arithmetic.learning_curve import LearningCurve, reached_after, remaining
 from anybatch.planning.arithmetic.lr_rules import carried_lr, default_alpha
 from anybatch.planning.arithmetic.posterior import (
     Posterior,
@@ -25,10 +24,10 @@ from anybatch.planning.arithmetic.posterior import (
     weighted_quantile,
 )
 from anybatch.planning.arithmetic.prices import price_list, summary
-from anybatch.planning.arithmetic.sizes import friendly
 from anybatch.planning.arithmetic.time_model import TimeModel
-from anybatch.planning.recipe import planned_recipe
-from anybatch.planning.stages import pilot_batch_size
+from anybatch.planning.arms import Arms, arms_of, best_lr, diverged_lrs, neighbour, ratios_of
+from anybatch.planning.recipe import LOOKS, planned_recipe, written_lr
+from anybatch.planning.stages import allowed_sizes, pilot_batch_size
 from anybatch.planning.wording import reasons_of, would_change
 from anybatch.recipe import Target
 
@@ -37,6 +36,11 @@ __all__ = ["Composer"]
 _Array = NDArray[np.float64]
 
 _NUM_DRAWS = 2000
+_CONFIRMED_LATER = 0.1  # natural log of updates, when a part of validation has met the target
+_CLOCK_SPREAD = 0.08  # of the natural log: what a machine's speed changes within minutes
+_PASSAGE_SPREAD = 0.12  # of the natural log of all updates: when a noisy evaluation meets a target
+_LEAST_PILOT = 16  # examples an update, unless the present recipe has fewer
+_AFTER_DIVERGENCE = 0.25  # of the lr, for the next pilot
 _PRICED_RANKS = (2, 8, 64)
 _DOMAINS = {
     "classification": "classification",
@@ -77,15 +81,13 @@ class Composer:
 
     @functools.cached_property
     def sizes(self) -> list[int]:
-        """Batch sizes that suit the hardware, the present one among them, ascending."""
+        """Batch sizes that suit the hardware, the present one among them, ascending.
+
+        Whole ghosts on each rank; on one rank also fewer examples than a ghost, which then share
+        their statistics.
+        """
         request = self.request
-        sizes = friendly(
-            np.unique(np.round(np.geomspace(1, request.num_examples, 400))),
-            device=request.device,
-            ranks=request.ranks,
-            set_size=request.num_examples,
-        )
-        return sorted({*map(int, sizes), request.present_batch_size})
+        return sorted({*allowed_sizes(request), request.present_batch_size})
 
     @functools.cached_property
     def calibration(self) -> Calibration:
@@ -95,13 +97,32 @@ class Composer:
         return calibration_for(kind, _DOMAINS.get(self.request.kind))
 
     def pilot_batch_size(self) -> int:
-        """Where the pilot trains: the least time under what is believed of tasks in general."""
-        usual = self.calibration.unmeasured_median
-        most = max(1, self.request.num_examples // 8)
-        sizes = [size for size in self.sizes if size <= most] or self.sizes[:1]
+        """Where the pilot trains: the least time under what is believed of tasks in general.
+
+        Not far below the present size: a noisy clock must not send the pilot to tiny batches.
+        """
+        usual, present = self.calibration.unmeasured_median, self.request.present_batch_size
+        least = min(present, max(_LEAST_PILOT, present // 8))
+        most = max(least, self.request.num_examples // 8)
+        sizes = [size for size in self.sizes if least <= size <= most] or self.sizes[:1]
         return pilot_batch_size(self.time_model, sizes, usual, ranks=self.request.ranks)
 
     def pilot_lr(self, batch_size: int) -> float:
+        """The lr that a pilot has learned with; before it the range test's, or the present one.
+
+        After a pilot that diverged a quarter of its lr; where the range test does not know, the
+        present lr carried.
+
+        Args:
+            batch_size: of the pilot.
+        """
+        trained = self.measurements.get("pilot")
+        if trained is not None:
+            lr = float(trained.settings["lr"])
+            return _AFTER_DIVERGENCE * lr if trained.settings["diverged"] else lr
+        return self.untried_lr(batch_size)
+
+    def untried_lr(self, batch_size: int) -> float:
         """The range test's lr, or where it does not know, the present one carried.
 
         Args:
@@ -110,9 +131,9 @@ class Composer:
         found = self._measured_lr
         if found is not None and found.value is not None:
             return found.value
-        return self._carried(
-            float(self.request.recipe.optimizer.lr), self.request.present_batch_size, batch_size
-        )
+        present = float(self.request.recipe.optimizer.lr)
+        critical = self.calibration.unmeasured_median
+        return self._carried_at(critical, present, self.request.present_batch_size, batch_size)
 
     @property
     def _measured_lr(self) -> Estimate | None:
@@ -125,22 +146,32 @@ class Composer:
         if "pilot" in self.measurements:
             posterior = self.posterior
             critical = weighted_quantile(posterior.critical_batch_size, posterior.weights, [0.5])[0]
+        return self._carried_at(critical, lr, batch_size, new_batch_size)
+
+    def _carried_at(
+        self, critical: float, lr: float, batch_size: int, new_batch_size: int
+    ) -> float:
+        recipe = self.request.recipe
+        if recipe.loss.reduction == "sum" and recipe.optimizer.name == "sgd":
+            lr *= batch_size / new_batch_size  # lr_sum = lr_mean / B
         return carried_lr(
             "noise-scale",
             lr,
             batch_size,
             new_batch_size,
             noise_scale=critical,
-            alpha=default_alpha(self.request.recipe.optimizer.name),
+            alpha=default_alpha(recipe.optimizer.name),
         )
 
     # --- after the pilot -------------------------------------------------------------------------
 
     @property
     def pilot(self) -> Measurement | None:
-        """The pilot's looks, where there are any."""
+        """The pilot's looks, where there are any; None also where it diverged in the end."""
         measured = self.measurements.get("pilot")
-        return measured if measured is not None and measured.samples["update"] else None
+        if measured is None or measured.settings["diverged"] or not measured.samples["update"]:
+            return None
+        return measured
 
     @functools.cached_property
     def pilot_size(self) -> int:
@@ -156,8 +187,12 @@ class Composer:
         curve = self._curve()
         if curve is None:
             return np.full(_NUM_DRAWS, np.inf)
-        target = Target.parse(self.request.target)
-        draws = remaining(curve, target, num_draws=_NUM_DRAWS, seed=self.request.seed)
+        target, seed = Target.parse(self.request.target), self.request.seed
+        reached = reached_after(curve, target)
+        if reached is not None:  # on the watched part; all of validation may say so a little later
+            z = np.random.default_rng((seed, 2)).standard_normal(_NUM_DRAWS)
+            return np.asarray(reached * np.exp(_CONFIRMED_LATER * np.abs(z)))
+        draws = remaining(curve, target, num_draws=_NUM_DRAWS, seed=seed)
         finite = np.isfinite(draws)
         if not finite.any():
             return draws
@@ -170,10 +205,11 @@ class Composer:
         if pilot is None:
             return None
         columns = pilot.samples
+        watched = "loss" if Target.parse(self.request.target).quantity == "loss" else "metric"
         sound = [
             place
             for place, update in enumerate(columns["update"])
-            if update > 0 and math.isfinite(columns["loss"][place])
+            if update > 0 and math.isfinite(columns[watched][place])
         ]
         if not sound:
             return None
@@ -208,44 +244,11 @@ class Composer:
     @functools.cached_property
     def ratios(self) -> list[RatioObservation]:
         """Measured ratios of updates between branches of different batch sizes, each at its lr."""
-        arms = self._arms()
-        best: dict[int, tuple[float, BranchLosses]] = {}
-        for (size, _), losses in arms.items():
-            last = max(1, len(losses.losses[0]) // 3)
-            end = float(np.mean([series[-last:] for series in losses.losses]))
-            if size not in best or end < best[size][0]:
-                best[size] = (end, losses)
-        sizes = sorted(best)
-        found = []
-        for size in sizes[1:]:
-            ratio, error = log_ratio_of_updates(best[size][1], best[sizes[0]][1])
-            if math.isfinite(error):
-                found.append(
-                    RatioObservation(
-                        batch_size=size,
-                        reference_batch_size=sizes[0],
-                        log_ratio=ratio,
-                        standard_error=error,
-                    )
-                )
-        return found
+        return ratios_of(self._arms)
 
-    def _arms(self) -> dict[tuple[int, float], BranchLosses]:
-        """The branches by batch size and lr; diverged ones are left out."""
-        measured = self.measurements.get("branches")
-        if measured is None:
-            return {}
-        series: dict[tuple[int, float], dict[float, list[float]]] = {}
-        names = ("batch_size", "lr", "seed", "loss")
-        for size, lr, seed, loss in zip(*(measured.samples[n] for n in names), strict=True):
-            series.setdefault((int(size), lr), {}).setdefault(seed, []).append(loss)
-        arms = {}
-        for (size, lr), by_seed in series.items():
-            length = min(map(len, by_seed.values()))
-            losses = tuple(tuple(values[:length]) for values in by_seed.values())
-            if length >= _FEWEST_BRANCH_UPDATES and np.isfinite(losses).all():
-                arms[size, lr] = BranchLosses(batch_size=size, losses=losses)
-        return arms
+    @functools.cached_property
+    def _arms(self) -> Arms:
+        return arms_of(self.measurements.get("branches"))
 
     @functools.cached_property
     def decision(self) -> Decision:
@@ -258,6 +261,7 @@ class Composer:
             device=request.device,
             ranks=request.ranks,
             set_size=request.num_examples,
+            preferred=self.pilot_size,
         )
 
     def lr_at(self, batch_size: int) -> float:
@@ -266,24 +270,34 @@ class Composer:
         Args:
             batch_size: global.
         """
-        arms = {lr: losses for (size, lr), losses in self._arms().items() if size == batch_size}
-        if arms:
-            return min(arms, key=lambda lr: float(np.mean([s[-1] for s in arms[lr].losses])))
-        return self._carried(self.pilot_lr(self.pilot_size), self.pilot_size, batch_size)
+        if self.has_branch(batch_size):
+            return best_lr(self._arms, batch_size)
+        carried = self._carried(self.pilot_lr(self.pilot_size), self.pilot_size, batch_size)
+        lost = diverged_lrs(self.measurements.get("branches"), batch_size)
+        return min([carried, *(0.5 * lr for lr in lost)])
+
+    def has_branch(self, batch_size: int) -> bool:
+        """Whether a branch at this size has learned.
+
+        Args:
+            batch_size: global.
+        """
+        return any(size == batch_size for size, _ in self._arms)
 
     def branch_arms(self) -> list[tuple[int, float]]:
-        """(batch size, lr) of the branches: present, best with three lrs, a neighbour."""
-        decision = self.decision
-        best, present = decision.choice.batch_size, self.request.present_batch_size
-        carried = self._carried(self.pilot_lr(self.pilot_size), self.pilot_size, best)
-        arms = [(best, carried * factor) for factor in (0.5, 1.0, 2.0)]
-        above, below = best * 4, best // 4
-        neighbour = above if above <= self.request.num_examples // 4 else below
-        for size in (present, neighbour):
-            if size >= 1 and size not in {known for known, _ in arms}:
-                lr = self._carried(self.pilot_lr(self.pilot_size), self.pilot_size, size)
-                arms.append((size, lr))
-        return arms
+        """(batch size, lr) of the branches: present, best with three lrs, a neighbour.
+
+        Learning rates as the planned recipe writes them, so that a branch can be its beginning.
+        """
+        best, present = self.decision.choice.batch_size, self.request.present_batch_size
+        wanted = [(best, factor) for factor in (0.5, 1.0, 2.0)]
+        others = [present, neighbour(self.sizes, best, self.request.num_examples)]
+        wanted += [(size, 1.0) for size in dict.fromkeys(others) if size and size != best]
+        pilot_lr = self.pilot_lr(self.pilot_size)
+        return [
+            (size, written_lr(factor * self._carried(pilot_lr, self.pilot_size, size)))
+            for size, factor in wanted
+        ]
 
     # --- the plan --------------------------------------------------------------------------------
 
@@ -357,7 +371,13 @@ class Composer:
         left = np.where(np.isfinite(at_pilot), left, np.inf)
         own = posterior.relative_updates([size])[:, 0]
         rest = left * np.where(np.isfinite(at_pilot), at_pilot, np.inf) * own
-        seconds = posterior.time.seconds_per_update([size], ranks=ranks)[:, 0]
+        # The target is met at an evaluation, half of their distance late on average.
+        rng = np.random.default_rng((self.request.seed, 3))
+        late = 1.0 + rng.uniform(size=len(rest)) / LOOKS
+        passage = np.exp(_PASSAGE_SPREAD * rng.standard_normal(len(rest)))
+        rest = np.maximum(0.0, (done + rest) * late * passage - done)
+        clock = np.exp(_CLOCK_SPREAD * rng.standard_normal(len(rest)))
+        seconds = clock * posterior.time.seconds_per_update([size], ranks=ranks)[:, 0]
         found = {
             "updates": summary(done + rest, weights, "updates"),
             "examples": summary(seen + rest * size, weights, "examples"),
@@ -391,7 +411,9 @@ class Composer:
         return Estimate(value=lr, low=min(low, lr), high=max(high, lr), level=measured.level)
 
     def _findings(self, predictions: Mapping[str, Estimate]) -> list[Finding]:
-        found = [f for m in self.measurements.values() for f in m.findings]
+        names = sorted(self.measurements, key=_stage_of)  # the same order from disk
+        found = [f for name in names for f in self.measurements[name].findings]
+        found[:0] = self._divergence()
         seconds = predictions["seconds"]
         if seconds.value is None:
             found.insert(0, Finding(
@@ -404,5 +426,25 @@ class Composer:
             unique.setdefault(finding.name, finding)
         return list(unique.values())
 
+    def _divergence(self) -> list[Finding]:
+        """That a pilot diverged at the lr of the range test, where one did."""
+        trained = self.measurements.get("pilot")
+        if trained is None:
+            return []
+        lr, is_lost = float(trained.settings["lr"]), bool(trained.settings["diverged"])
+        first = self.untried_lr(self.pilot_size)
+        if not is_lost and not lr < 0.99 * first:
+            return []
+        last = f"and down to {lr:.3g}" if is_lost and lr < 0.99 * first else ""
+        then = last if is_lost else f"and learned at {lr:.3g}"
+        sentence = f"the pilot diverged at lr {first:.3g} {then}".rstrip()
+        return [Finding(name="pilot-diverged", sentence=sentence, advice="anybatch doctor")]
 
-_FEWEST_BRANCH_UPDATES = 12
+
+_STAGES = ("throughput", "lr-range", "pilot", "noise-scale", "branches")
+
+
+def _stage_of(name: str) -> tuple[int, str]:
+    """Where a measurement stands in the procedure."""
+    places = [place for place, stage in enumerate(_STAGES) if name.startswith(stage)]
+    return (places[0] if places else len(_STAGES), name)

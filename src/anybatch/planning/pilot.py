@@ -10,16 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
-import torch
-
+from anybatch.data.draws import permutation
 from anybatch.data.source import Source
 from anybatch.errors import InputError
 from anybatch.measurement import Measurement
 from anybatch.measuring.subjects import recipe_settings
-from anybatch.planning.recipe import AVERAGING
+from anybatch.planning.recipe import AVERAGING, divided, with_lr
 from anybatch.progress import Activity
 from anybatch.recipe import Recipe, Schedules, Target
-from anybatch.records import EvalRecord, StepRecord
+from anybatch.records import EvalRecord, Record, StepRecord
 from anybatch.run import Run
 from anybatch.schedules import updates
 from anybatch.task import Task
@@ -28,7 +27,15 @@ from anybatch.training.snapshot import preserved_random_state
 from anybatch.training.training import Training
 from anybatch.world import World
 
-__all__ = ["WATCHED_EXAMPLES", "Look", "Pilot", "opened_pilot", "pilot_recipe", "watched_part"]
+__all__ = [
+    "LOSSES_KEPT_EVERY",
+    "WATCHED_EXAMPLES",
+    "Look",
+    "Pilot",
+    "opened_pilot",
+    "pilot_recipe",
+    "watched_part",
+]
 
 WATCHED_EXAMPLES = 1000
 """Validation examples that a pilot and its branches are looked at with; the run reads them all."""
@@ -36,11 +43,21 @@ WATCHED_EXAMPLES = 1000
 _LONGEST = 10**9  # updates: the procedure ends it
 _GROWTH = 1.25  # of the updates between two looks
 _FIRST_LOOK = 8  # updates
-_LOSSES_KEPT_EVERY = 5  # updates
+_WATCHED_SEED = 0x7A7C4  # the same examples whatever the run's seed
+LOSSES_KEPT_EVERY = 5
+"""Updates between two step records of a pilot whose updates are quick."""
+
+_MOST_LOOKING = 0.5  # of a pilot's seconds of training, but for the look at its end
 
 
 def pilot_recipe(
-    recipe: Recipe, batch_size: int, lr: float, *, log_every: int = _LOSSES_KEPT_EVERY
+    recipe: Recipe,
+    batch_size: int,
+    lr: float,
+    *,
+    log_every: int = LOSSES_KEPT_EVERY,
+    largest_micro_batch: int | None = None,
+    ranks: int = 1,
 ) -> Recipe:
     """The recipe at another batch size and a constant lr, without end, target or evaluations.
 
@@ -49,18 +66,15 @@ def pilot_recipe(
         batch_size: of the pilot.
         lr: of the pilot.
         log_every: updates between two step records.
+        largest_micro_batch: examples that one pass of a rank may hold; None: no limit was met.
+        ranks: that train together.
     """
     stopping = dataclasses.replace(
         recipe.stopping, target=None, patience=None, evaluate_every=updates(_LONGEST)
     )
-    micro = recipe.micro_batch_size
-    ghost = recipe.ghost_batch_size
     return dataclasses.replace(
-        recipe,
-        batch_size=batch_size,
-        micro_batch_size=micro if micro is not None and micro < batch_size else None,
-        ghost_batch_size=ghost if ghost is not None and ghost <= batch_size else None,
-        optimizer=dataclasses.replace(recipe.optimizer, lr=lr),
+        divided(recipe, batch_size, largest_micro_batch, ranks=ranks),
+        optimizer=with_lr(recipe.optimizer, lr),
         duration=updates(_LONGEST),
         schedules=Schedules(),
         averaging=recipe.averaging or AVERAGING,
@@ -75,6 +89,8 @@ def pilot_recipe(
 def watched_part(task: Task, world: World) -> Source:
     """The validation examples that a pilot is looked at with, on this rank's device.
 
+    Drawn, always the same ones: a validation split may be sorted by class.
+
     Args:
         task: whose validation split.
         world: of the training.
@@ -87,7 +103,8 @@ def watched_part(task: Task, world: World) -> Source:
         rule = "must have random access for a pilot to be looked at"
         raise InputError("validation", rule, "a stream")
     count = min(WATCHED_EXAMPLES, source.num_examples)
-    return source.subset(torch.arange(count)).to(world.device, num_workers=0)
+    chosen = permutation(source.num_examples, seed=_WATCHED_SEED, epoch=0)[:count].sort().values
+    return source.subset(chosen).to(world.device, num_workers=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,16 +133,27 @@ class Pilot:
     Args:
         training: with a recipe of `pilot_recipe`.
         watched: validation examples to look with.
-        run: where its records go; None keeps them nowhere (a branch).
+        run: where its records go at once; None: nowhere (a branch).
+
+    Attributes:
+        looks: evaluations so far.
+        losses: update and mean training loss since the last one.
+        records: all that went, or may go, into a run.
+        diverged: whether a loss was not finite.
+        reached: whether the last look met the target.
+        looking_seconds: of all looks.
     """
 
     def __init__(self, training: Training, watched: Source, run: Run | None = None) -> None:
         self.training, self.looks = training, list[Look]()
-        self.losses: list[tuple[int, float]] = []  # update, mean training loss since the last one
+        self.losses: list[tuple[int, float]] = []
         self.diverged = False
         self._watched, self._run = watched, run
         self._records = iter(training)
         self._next_look = training.updates
+        self.looking_seconds = 0.0
+        self.reached = False
+        self.records: list[Record] = []
 
     def look(self) -> Look:
         """Evaluate on the watched examples; the training goes on as if nothing had happened.
@@ -149,9 +177,15 @@ class Pilot:
             seconds=training.seconds,
         )
         self.looks.append(found)
-        if self._run is not None and training.world.is_first:
-            self._run.append(_as_record(found, training, time.perf_counter() - started))
+        spent = time.perf_counter() - started
+        self.looking_seconds += spent
+        self._keep(_as_record(found, training, spent))
         return found
+
+    def _keep(self, record: Record) -> None:
+        self.records.append(record)
+        if self._run is not None and self.training.world.is_first:
+            self._run.append(record)
 
     def train(
         self,
@@ -163,6 +197,8 @@ class Pilot:
         activity: Activity | None = None,
     ) -> bool:
         """Train on for so many seconds of training, with looks ever further apart.
+
+        Between begin and end, looking takes no more than half as long as the training.
 
         Args:
             seconds: of training; evaluations are not counted.
@@ -183,19 +219,21 @@ class Pilot:
             record = next(self._records, None)
             if isinstance(record, StepRecord):
                 self.losses.append((record.update, record.loss))
-                if self._run is not None and training.world.is_first:
-                    self._run.append(record)
+                self._keep(record)
             self.diverged = training.outcome is not None or self._lost(record)
             done = training.seconds - begun
-            ended = training.world.from_first(done >= seconds)
+            is_affordable = self.looking_seconds <= _MOST_LOOKING * training.seconds
+            ended, may_look = training.world.from_first((done >= seconds, is_affordable))
             if most_updates is not None and training.updates >= most_updates:
                 ended = True
             if self.diverged:
                 break
-            if ended or (looks_between and training.updates >= self._next_look):
+            is_due = looks_between and may_look and training.updates >= self._next_look
+            if ended or is_due:
                 found = self.look()
                 self.diverged = not math.isfinite(found.loss)
-                ended = ended or (target is not None and _meets(found, target))
+                self.reached = target is not None and _meets(found, target)
+                ended = ended or self.reached
                 step = max(_FIRST_LOOK, math.ceil(training.updates * (_GROWTH - 1.0)))
                 self._next_look = training.updates + step
                 if activity is not None:

@@ -8,6 +8,7 @@ Whatever ends it early, what was measured so far gives a plan, marked partial.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import signal
@@ -28,10 +29,11 @@ from anybatch.measuring.throughput import ThroughputSettings, measure_throughput
 from anybatch.plan import PLAN_FILE, Plan, PlanRequest
 from anybatch.planning.arithmetic.branches import branch_updates
 from anybatch.planning.arithmetic.time_model import TimeModel
+from anybatch.planning.asking import check_plannable, new_plan_run, plan_request
 from anybatch.planning.branching import Branch, BranchState, train_branches
 from anybatch.planning.compose import Composer
 from anybatch.planning.ledger import interval_factor, read_ledger
-from anybatch.planning.pilot import Pilot, opened_pilot, pilot_recipe
+from anybatch.planning.pilot import LOSSES_KEPT_EVERY, Pilot, opened_pilot, pilot_recipe
 from anybatch.planning.stages import (
     Budget,
     budget_of,
@@ -40,18 +42,16 @@ from anybatch.planning.stages import (
 from anybatch.progress import Activity
 from anybatch.recipe import Recipe, Target
 from anybatch.run import SCHEMA, Run, Status, write_json
-from anybatch.task import SplitName, Task
+from anybatch.task import Task
 from anybatch.training.checkpoint import save_checkpoint
-from anybatch.training.environment import describe_environment
 from anybatch.training.loop import default_out
-from anybatch.training.outcome import TargetWatch
+from anybatch.training.snapshot import preserved_random_state
 from anybatch.world import World
 
 __all__ = ["make_plan"]
 
 _BRANCH_SEEDS = 2
-_FEWEST_LOOKS = 5  # before a learning curve says anything
-_LR_ARMS = (0.5, 1.0, 2.0)
+_MOST_PILOTS = 3  # of which each but the last has diverged
 
 
 def make_plan(
@@ -79,8 +79,10 @@ def make_plan(
         logs and its checkpoint.
 
     Raises:
-        InputError: no target, a stream as training or validation data, anything that breaks a rule.
+        InputError: no target, a stream as training or validation data, a batch-coupled loss,
+            anything that breaks a rule.
         KeyboardInterrupt: after Ctrl-C, once what is known has been written as a partial plan.
+        SystemExit: after SIGTERM, likewise; the code is 143.
 
     Cost:
         `budget` of the present recipe's seconds; for a run below 2,000 updates or so, up to 30 % of
@@ -89,57 +91,19 @@ def make_plan(
     Collectives:
         Those of the measurements and trainings; every rank must call.
     """
-    if not 0.0 < budget <= 1.0:
-        raise InputError("budget", "must be in (0, 1]", budget)
-    splits: tuple[SplitName, ...] = ("train", "validation")
-    for split in splits:
-        if not task.source(split).random_access:
-            raise InputError(split, "must have random access for a plan", "a stream")
+    check_plannable(task, recipe, budget)
     world = World.from_environment(recipe.compute.device)
     good = False
     try:
-        request = _request(task, recipe, target, budget, world)
+        request = plan_request(task, recipe, target, budget, world)
         path = world.from_first(Path(out) if out is not None else default_out(f"{task.name}-plan"))
-        if world.is_first:
-            run = Run.create(path, request.recipe, task.reference)
-            run.add_environment(describe_environment(world))
-        world.barrier()
-        plan = _carried_out(_Procedure(task, request, Run(path), world, progress))
+        run = new_plan_run(task, request, path, world)
+        with preserved_random_state():
+            plan = _carried_out(_Procedure(task, request, run, world, progress))
         good = True
     finally:
         world.close(together=good)
     return plan
-
-
-def _request(
-    task: Task, recipe: Recipe, target: str | Target | None, budget: float, world: World
-) -> PlanRequest:
-    wanted = Target.parse(target) if isinstance(target, str) else target or recipe.stopping.target
-    if wanted is None:
-        hint = "--target 0.98, or stopping.target in the recipe"
-        raise InputError("target", "must be given for a plan", hint=hint)
-    num_examples = task.source("train").num_examples
-    num_validation = task.source("validation").num_examples
-    assert num_examples is not None
-    assert num_validation is not None
-    judge = task.judge
-    watch = TargetWatch(wanted, judge)
-    exact = Target(watch.quantity, watch.relation, watch.value)
-    stopping = dataclasses.replace(recipe.stopping, target=exact)
-    return PlanRequest(
-        task=task.reference | {"name": task.name},
-        num_examples=num_examples,
-        num_validation=num_validation,
-        target=str(exact),
-        kind=task.kind,
-        metric_name=judge.name,
-        metric_direction=judge.direction,
-        recipe=dataclasses.replace(recipe, stopping=stopping),
-        ranks=world.size,
-        device=world.device.type,
-        budget=budget,
-        seed=recipe.seed,
-    )
 
 
 def _carried_out(procedure: _Procedure) -> Plan:
@@ -147,11 +111,15 @@ def _carried_out(procedure: _Procedure) -> Plan:
     try:
         with _ended_by_sigterm():
             procedure.measure()
-            return procedure.finish(partial="")
-    except (KeyboardInterrupt, SystemExit) as end:
-        if "throughput" in procedure.measurements:
-            name = "Ctrl-C" if isinstance(end, KeyboardInterrupt) else "SIGTERM"
-            procedure.finish(partial=f"ended by {name} during the {procedure.stage}")
+            return procedure.finish()
+    except KeyboardInterrupt:
+        procedure.interrupted("Ctrl-C", signal.SIGINT)
+        raise
+    except SystemExit:
+        procedure.interrupted("SIGTERM", signal.SIGTERM)
+        raise
+    except Exception as error:
+        procedure.failed(error)
         raise
 
 
@@ -175,7 +143,6 @@ class _Procedure:
         self.stage = "throughput"
         self.measurements: dict[str, Measurement] = {}
         self._cost: dict[str, float] = {}
-        self._pilot: Pilot | None = None
         self._ends: list[BranchState] = []
         self._interval_factor = world.from_first(interval_factor(read_ledger()))
         self._budget = budget_of(60.0, 1000.0, request.budget)  # until the machine is known
@@ -194,14 +161,34 @@ class _Procedure:
         self._budget = self._divided(model)
         size = self._composer().pilot_batch_size()
         self._find_lr(model, size)
-        recipe = pilot_recipe(self._request.recipe, size, self._composer().pilot_lr(size))
-        if self._world.is_first:
-            self._run.replace_recipe(recipe)
-        with opened_pilot(self._task, recipe, world=self._world, run=self._run) as pilot:
-            self._pilot = pilot
-            self._train_pilot(pilot)
-            if self._budget.procedure == "full" and not pilot.diverged:
-                self._branch(pilot, recipe)
+        for _ in range(_MOST_PILOTS):  # each after the first at a lower lr
+            recipe = self._pilot_recipe(
+                size, self._composer().pilot_lr(size), self._log_every(size)
+            )
+            if self._world.is_first:
+                self._run.replace_recipe(recipe)
+                self._run.truncate_logs(dict.fromkeys(self._run.log_lengths(), 0))
+            with opened_pilot(self._task, recipe, world=self._world, run=self._run) as pilot:
+                self._train_pilot(pilot)
+                if self._budget.procedure == "full" and not pilot.diverged:
+                    self._branch(pilot)
+            if not pilot.diverged:
+                break
+
+    def _pilot_recipe(self, batch_size: int, lr: float, log_every: int) -> Recipe:
+        return pilot_recipe(
+            self._request.recipe,
+            batch_size,
+            lr,
+            log_every=log_every,
+            largest_micro_batch=self._time_model.best.largest_micro_batch,
+            ranks=self._world.size,
+        )
+
+    def _log_every(self, batch_size: int) -> int:
+        """Updates between two step records, of which the pilot can only end at one."""
+        seconds = float(self._time_model.seconds_per_update(batch_size, ranks=self._world.size))
+        return max(1, min(LOSSES_KEPT_EVERY, int(0.05 * self._budget.pilot / seconds)))
 
     def _divided(self, model: TimeModel) -> Budget:
         """The budget, now that an update's seconds are known."""
@@ -217,8 +204,8 @@ class _Procedure:
         with self._stage("lr-range"):
             seconds = float(model.seconds_per_update(batch_size, ranks=self._world.size))
             ramp, probe = ramp_and_probe_updates(self._budget.lr_range, seconds)
-            settings = LRRangeSettings(num_updates=ramp, probe_updates=probe)
-            recipe = pilot_recipe(self._request.recipe, batch_size, _lr_of(self._request.recipe))
+            settings = LRRangeSettings(num_updates=ramp, probe_updates=probe, metric_every=0)
+            recipe = self._pilot_recipe(batch_size, _lr_of(self._request.recipe), 1)
             self._keep("lr-range", measure_lr_range(
                 self._task, recipe, settings=settings, progress=self._shown
             ))  # fmt: skip
@@ -228,19 +215,22 @@ class _Procedure:
         target = Target.parse(self._request.target)
         for part in (1, 2):
             with self._stage("pilot"), self._activity("pilot") as activity:
-                pilot.train(seconds=0.5 * self._budget.pilot, activity=activity, target=target)
+                if not pilot.reached:
+                    pilot.train(seconds=0.5 * self._budget.pilot, activity=activity, target=target)
                 self._keep("pilot", pilot.measurement())
             if pilot.diverged:
                 return
+            save_checkpoint(self._run, pilot.training)  # of what the measurement tells
             with self._stage("noise-scale"):
                 settings = NoiseScaleSettings(seconds=0.5 * self._budget.noise)
                 measured = measure_noise_scale(
                     pilot.training, settings=settings, progress=self._shown
                 )
                 self._keep(f"noise-scale-{part}", measured)
-        self._save(pilot)
+            if pilot.reached:
+                return
 
-    def _branch(self, pilot: Pilot, recipe: Recipe) -> None:
+    def _branch(self, pilot: Pilot) -> None:
         """Branches at the present batch size, the best one with three lrs, and a neighbour."""
         with self._stage("branches"), self._activity("branches") as activity:
             arms = self._composer().branch_arms()
@@ -251,11 +241,12 @@ class _Procedure:
             }
             updates = self._world.from_first(branch_updates(by_size, seconds))
             branches = [
-                Branch(batch_size=size, lr=lr, num_updates=updates[size]) for size, lr in arms
+                Branch(recipe=self._pilot_recipe(size, lr, 1), num_updates=updates[size])
+                for size, lr in arms
             ]
             measured, self._ends = train_branches(
                 self._task,
-                recipe,
+                self._request.recipe,
                 copy.deepcopy(pilot.training.state_dict()),
                 branches,
                 num_seeds=_BRANCH_SEEDS,
@@ -294,36 +285,63 @@ class _Procedure:
         factor = self._interval_factor
         return Composer(self._request, self.measurements, interval_factor=factor)
 
-    def _save(self, pilot: Pilot) -> None:
-        save_checkpoint(self._run, pilot.training)
-
     # --- the end -----------------------------------------------------------------------------
 
-    def finish(self, *, partial: str) -> Plan:
-        """Compose the plan from what there is, and write it.
+    def finish(self) -> Plan:
+        """Compose the plan and write it; rank 0's on every rank."""
+        plan = self._world.from_first(self._going_on_from_winner(self._plan("")))
+        self._write(plan, signal_number=None)
+        return dataclasses.replace(plan, folder=str(self._run.path))
+
+    def interrupted(self, name: str, number: int) -> None:
+        """Write the plan so far, marked partial, or that nothing is known yet; no collective.
 
         Args:
-            partial: why it is not whole; empty where it is.
+            name: of what ended it.
+            number: of its signal.
         """
-        plan = self._composer().plan(
+        if not self._world.is_first:
+            return
+        reason = f"ended by {name} during the {self.stage}"
+        if "throughput" not in self.measurements:
+            self._run.write_status(Status(name="interrupted", reason=reason, signal=number))
+            return
+        for kept, measured in self.measurements.items():  # one may have been cut off
+            self._run.add_measurement(measured, name=kept)
+        self._write(self._plan(reason), signal_number=number)
+
+    def failed(self, error: Exception) -> None:
+        """Write why there is no plan.
+
+        Args:
+            error: that ended it.
+        """
+        if self._world.is_first:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            with contextlib.suppress(InputError):  # the disk may be what failed
+                self._run.write_status(Status(name="failed", reason=reason))
+
+    def _plan(self, partial: str) -> Plan:
+        return self._composer().plan(
             procedure=self._budget.procedure, cost=self._cost, partial=partial
         )
-        if not partial:
-            plan = self._going_on_from_winner(plan)
+
+    def _write(self, plan: Plan, *, signal_number: int | None) -> None:
         if self._world.is_first:
             write_json(self._run.path / PLAN_FILE, {"schema": SCHEMA} | plan.to_dict())
-            self._run.write_status(_status(plan, partial))
-        return dataclasses.replace(plan, folder=str(self._run.path))
+            self._run.write_status(_status(plan, signal_number))
 
     def _going_on_from_winner(self, plan: Plan) -> Plan:
         """Make the winning branch, where there is one, the state that the run begins from."""
         for end in self._ends:
             wins = end.branch.batch_size == plan.batch_size and end.branch.lr == _lr_of(plan.recipe)
             if wins:
-                recipe = pilot_recipe(self._request.recipe, end.branch.batch_size, end.branch.lr)
+                recipe = end.branch.recipe
                 with opened_pilot(self._task, recipe, world=self._world, state=end.state) as pilot:
                     if self._world.is_first:
                         self._run.replace_recipe(recipe)
+                        for record in end.records:
+                            self._run.append(record)
                     save_checkpoint(self._run, pilot.training)
                     return dataclasses.replace(plan, pilot=_pilot_values(pilot))
         return plan
@@ -335,6 +353,7 @@ def _pilot_values(pilot: Pilot) -> dict[str, float]:
         "updates": float(training.updates),
         "examples": float(training.feed.examples),
         "seconds": training.seconds,
+        "batch_size": float(training.feed.last_size),
     }
 
 
@@ -342,11 +361,12 @@ def _lr_of(recipe: Recipe) -> float:
     return float(recipe.optimizer.lr)
 
 
-def _status(plan: Plan, partial: str) -> Status:
+def _status(plan: Plan, signal_number: int | None) -> Status:
     pilot = plan.pilot
     return Status(
-        name="interrupted" if partial else "finished",
-        reason=partial or "planned; its pilot is the beginning of the run",
+        name="interrupted" if plan.partial else "finished",
+        signal=signal_number,
+        reason=plan.partial or "planned; its pilot is the beginning of the run",
         update=int(pilot.get("updates", 0)),
         examples=int(pilot.get("examples", 0)),
         seconds=float(pilot.get("seconds", 0.0)),

@@ -6,20 +6,32 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+from anybatch.course import recipe_clock
 from anybatch.measurement import Estimate, Measurement
 from anybatch.plan import PlanRequest
 from anybatch.planning.arithmetic.lr_rules import carried_weight_decay
 from anybatch.planning.arithmetic.schedule_choice import ScheduleChoice, choose_schedule
-from anybatch.recipe import OptimizerSettings, PolynomialAverage, Recipe, Schedules, SGDSettings
-from anybatch.schedules import Duration, Warmup, examples
+from anybatch.recipe import (
+    MuonSettings,
+    OptimizerSettings,
+    PolynomialAverage,
+    Recipe,
+    ReduceOnPlateauSettings,
+    SGDSettings,
+    Stopping,
+)
+from anybatch.schedules import Duration, examples
 
-__all__ = ["AVERAGING", "planned_recipe", "schedule_of"]
+__all__ = ["AVERAGING", "LOOKS", "divided", "planned_recipe", "schedule_of", "with_lr",
+           "written_lr"]  # fmt: skip
 
 AVERAGING = PolynomialAverage(every=4)
 """Of the pilot and of the run: a decay of the lr for runs that do not know their length."""
 
-_LOOKS = 40  # evaluations on the way to the target
-_LONGER = 1.5  # than the upper end of the prediction, before the run gives up
+LOOKS = 40
+"""Evaluations on the way to the target."""
+
+_LONGER = 4.0  # than the upper end of the prediction, before the run gives up
 _UNKNOWN_LONGER = 5.0  # than the median, where the upper end is not known
 
 
@@ -38,39 +50,76 @@ def planned_recipe(
         batch_size: global.
         lr: constant after a warm-up.
         predictions: "examples" and "updates" to the target.
-        pilot: its looks; the warm-up is not longer than it was.
+        pilot: its looks; None where there was none.
         largest_micro_batch: examples that one pass of a rank may hold; None: no limit was met.
     """
     present = request.recipe
-    total = _most_examples(request, predictions["examples"])
-    choice = schedule_of(request, batch_size, predictions)
-    per_rank = -(-batch_size // request.ranks)
-    micro = present.micro_batch_size
-    if largest_micro_batch is not None and per_rank > largest_micro_batch:
-        micro = min(micro or largest_micro_batch, largest_micro_batch)
-    elif micro is not None and micro >= per_rank:
-        micro = None
-    ghost = present.ghost_batch_size
+    trained = 0 if pilot is None else int(pilot.samples["examples"][-1])
+    total = _most_examples(request, predictions["examples"], trained)
+    choice = schedule_of(request, batch_size, predictions, pilot)
+    distance = _looks(predictions["examples"], batch_size, total)
+    patient = _patience_factor(request, int(distance.count))
     return dataclasses.replace(
-        present,
-        batch_size=batch_size,
-        micro_batch_size=micro,
-        ghost_batch_size=ghost if ghost is not None and ghost <= batch_size else None,
+        divided(present, batch_size, largest_micro_batch, ranks=request.ranks),
         optimizer=_optimizer(present.optimizer, request.present_batch_size, batch_size, lr),
         duration=examples(total),
-        schedules=dataclasses.replace(
-            present.schedules, lr=_lr_schedule(choice, pilot).lr, batch_size=Schedules().batch_size
-        ),
+        schedules=choice.settings,
         averaging=present.averaging or AVERAGING,
-        plateau=choice.plateau,
-        stopping=dataclasses.replace(
-            present.stopping, evaluate_every=_looks(predictions["examples"], batch_size, total)
-        ),
+        plateau=_plateau(present.plateau, choice, patient),
+        stopping=_stopping(present.stopping, distance, patient),
     )
 
 
+def divided(
+    recipe: Recipe, batch_size: int, largest_micro_batch: int | None, *, ranks: int
+) -> Recipe:
+    """The recipe at another batch size: in parts that memory holds, of whole ghosts.
+
+    Args:
+        recipe: with its micro-batch size and ghost.
+        batch_size: global.
+        largest_micro_batch: examples that one pass of a rank may hold; None: no limit was met.
+        ranks: that share a batch.
+    """
+    ghost = recipe.ghost_batch_size
+    if ranks == 1 and ghost is not None and ghost > batch_size:
+        ghost = None  # all of its examples share their statistics
+    limits = [size for size in (recipe.micro_batch_size, largest_micro_batch) if size is not None]
+    micro = min(limits, default=None)
+    if micro is not None:
+        micro = max(micro // (ghost or 1), 1) * (ghost or 1)
+    is_whole = micro is None or micro >= -(-batch_size // ranks)
+    return dataclasses.replace(
+        recipe,
+        batch_size=batch_size,
+        micro_batch_size=None if is_whole else micro,
+        ghost_batch_size=ghost,
+    )
+
+
+def written_lr(lr: float) -> float:
+    """A planned lr as recipes hold it: four digits."""
+    return float(f"{lr:.4g}")
+
+
+def with_lr(settings: OptimizerSettings, lr: float) -> OptimizerSettings:
+    """The optimizer at another lr; Muon's lr for all other parameters keeps its ratio to it.
+
+    Args:
+        settings: of the optimizer.
+        lr: of its first group.
+    """
+    if isinstance(settings, MuonSettings) and settings.lr > 0.0:
+        other = float(f"{settings.adamw_lr * lr / settings.lr:.4g}")
+        return dataclasses.replace(settings, lr=lr, adamw_lr=other)
+    return dataclasses.replace(settings, lr=lr)
+
+
 def schedule_of(
-    request: PlanRequest, batch_size: int, predictions: Mapping[str, Estimate]
+    request: PlanRequest,
+    batch_size: int,
+    predictions: Mapping[str, Estimate],
+    pilot: Measurement | None,
 ) -> ScheduleChoice:
     """The schedule for a run that stops at its target.
 
@@ -78,6 +127,7 @@ def schedule_of(
         request: with the present recipe.
         batch_size: planned.
         predictions: "updates" to the target.
+        pilot: its looks.
     """
     optimizer, updates = request.recipe.optimizer, predictions["updates"].value
     return choose_schedule(
@@ -86,23 +136,15 @@ def schedule_of(
         planned_updates=None if updates is None else max(1, round(updates)),
         has_plateau=request.recipe.plateau is not None,
         batch_size=batch_size,
+        pilot_examples=None if pilot is None else int(pilot.samples["examples"][-1]),
     )
 
 
-def _lr_schedule(choice: ScheduleChoice, pilot: Measurement | None) -> Schedules:
-    """The warm-up no longer than the pilot, which did without one and learned."""
-    lr = choice.settings.lr
-    if pilot is None or not isinstance(lr, Warmup) or lr.duration.unit != "examples":
-        return choice.settings
-    trained = int(pilot.samples["examples"][-1])
-    length = examples(min(int(lr.duration.count), trained))
-    return dataclasses.replace(choice.settings, lr=dataclasses.replace(lr, duration=length))
-
-
-def _most_examples(request: PlanRequest, needed: Estimate) -> int:
-    """Where the run gives up: well above the prediction."""
+def _most_examples(request: PlanRequest, needed: Estimate, trained: int) -> int:
+    """Where the run gives up: well above the prediction, and beyond the pilot."""
     if needed.value is None:
-        return max(request.num_examples, round(_UNKNOWN_LONGER * max(needed.low, 1.0)))
+        known = max(needed.low, float(trained), 1.0)
+        return max(request.num_examples, round(_UNKNOWN_LONGER * known))
     if math.isfinite(needed.high):
         return max(1, round(_LONGER * needed.high))
     return max(1, round(_UNKNOWN_LONGER * needed.value))
@@ -110,16 +152,45 @@ def _most_examples(request: PlanRequest, needed: Estimate) -> int:
 
 def _looks(needed: Estimate, batch_size: int, total: int) -> Duration:
     """So far apart are evaluations: some forty to the target, whole updates."""
-    count = needed.value if needed.value is not None else total / _LOOKS
-    updates = max(1, round(count / _LOOKS / batch_size))
+    count = needed.value if needed.value is not None else total
+    updates = max(1, round(count / LOOKS / batch_size))
     return examples(updates * batch_size)
+
+
+def _patience_factor(request: PlanRequest, distance: int) -> float:
+    """Planned evaluations in the distance, in examples, of two of the present recipe's."""
+    clock = recipe_clock(request.recipe, request.num_examples)
+    every = request.recipe.stopping.evaluate_every
+    if every.unit == "updates":
+        return max(1.0, every.count * request.present_batch_size / distance)
+    return max(1.0, clock.examples(every) / distance)
+
+
+def _stopping(present: Stopping, distance: Duration, patient: float) -> Stopping:
+    """Patience over as many examples as before, though evaluations come more often."""
+    patience = None if present.patience is None else math.ceil(present.patience * patient)
+    return dataclasses.replace(present, evaluate_every=distance, patience=patience)
+
+
+def _plateau(
+    present: ReduceOnPlateauSettings | None, choice: ScheduleChoice, patient: float
+) -> ReduceOnPlateauSettings | None:
+    """The present reductions, not before the warm-up's end, as patient in examples as before."""
+    if present is None or choice.plateau is None:
+        return choice.plateau
+    return dataclasses.replace(
+        present,
+        begin_after=choice.plateau.begin_after,
+        patience=math.ceil(present.patience * patient),
+        cooldown=math.ceil(present.cooldown * patient),
+    )
 
 
 def _optimizer(
     present: OptimizerSettings, old_batch_size: int, batch_size: int, lr: float
 ) -> OptimizerSettings:
     """The lr, and the decay that shrinks the weights as much per example as before."""
-    lr = float(f"{lr:.4g}")
+    lr = written_lr(lr)
     decay = getattr(present, "weight_decay", 0.0)
     is_coupled_sgd = isinstance(present, SGDSettings)
     is_decoupled = present.decay_convention == "decoupled"
@@ -128,5 +199,5 @@ def _optimizer(
             "coupled" if is_coupled_sgd else "decoupled",
             decay, present.lr, old_batch_size, lr, batch_size,
         )  # fmt: skip
-        return dataclasses.replace(present, lr=lr, weight_decay=float(f"{decay:.4g}"))
-    return dataclasses.replace(present, lr=lr)
+        return dataclasses.replace(with_lr(present, lr), weight_decay=float(f"{decay:.4g}"))
+    return with_lr(present, lr)

@@ -7,10 +7,12 @@ from typing import Literal
 
 import numpy as np
 
+from anybatch.plan import PlanRequest
+from anybatch.planning.arithmetic.sizes import batch_size_grid, friendly
 from anybatch.planning.arithmetic.time_model import TimeModel
 from anybatch.planning.arithmetic.updates_model import relative_updates
 
-__all__ = ["Budget", "budget_of", "pilot_batch_size", "ramp_and_probe_updates"]
+__all__ = ["Budget", "allowed_sizes", "budget_of", "pilot_batch_size", "ramp_and_probe_updates"]
 
 FEWEST_UPDATES = 2000
 """Of the present recipe, below which the procedure is the short one."""
@@ -21,7 +23,7 @@ _LEAST_FULL = 60.0  # seconds that a full procedure needs to say more than the s
 
 _RAMP_SHARE = 0.85  # of a ramp's updates that are taken before its loss blows up
 _USUAL_PROBES = 8.6  # short trainings of a range test
-_PROBE_UPDATES = (15, 100)
+_PROBE_UPDATES = (12, 100)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +56,8 @@ def budget_of(present_seconds: float, present_updates: float, share: float) -> B
     """Divide what measuring may cost among the stages.
 
     A run of a minute cannot be measured in 5 % of it: below 2,000 updates, or where the share is
-    less than a minute, the short procedure takes up to 30 % of the run, from 5 to 18 seconds.
+    less than a minute, the short procedure takes up to 30 % of the run, from 5 to 18 seconds, a
+    tenth of which is left to building models and to evaluations.
 
     Args:
         present_seconds: that the present recipe would train.
@@ -63,7 +66,7 @@ def budget_of(present_seconds: float, present_updates: float, share: float) -> B
 
     Example:
         >>> budget_of(60.0, 5000, 0.05).procedure, round(budget_of(60.0, 5000, 0.05).measuring, 1)
-        ('short', 18.0)
+        ('short', 16.2)
         >>> budget_of(36000.0, 90000, 0.05).procedure
         'full'
     """
@@ -74,9 +77,9 @@ def budget_of(present_seconds: float, present_updates: float, share: float) -> B
         return Budget(
             procedure="short",
             throughput=0.15 * seconds,
-            lr_range=0.55 * seconds,
+            lr_range=0.5 * seconds,
             pilot=0.6 * seconds,
-            noise=0.3 * seconds,
+            noise=0.25 * seconds,
             branches=0.0,
         )
     return Budget(
@@ -87,6 +90,26 @@ def budget_of(present_seconds: float, present_updates: float, share: float) -> B
         noise=0.1 * seconds,
         branches=0.4 * seconds,
     )
+
+
+def allowed_sizes(request: PlanRequest) -> list[int]:
+    """Batch sizes that suit the hardware and the set, ascending; may be none.
+
+    Whole ghosts on each rank; on one rank also fewer examples than a ghost.
+
+    Args:
+        request: with the number of examples, the ghost, the ranks and the device.
+    """
+    total, ranks = request.num_examples, request.ranks
+    ghost = request.recipe.ghost_batch_size or 1
+    found = set[int]()
+    for unit in {1, ghost} if ranks == 1 else {ghost}:
+        if total < unit * ranks:
+            continue
+        grid = batch_size_grid(ranks=ranks, ghost=unit, set_size=total)
+        suited = friendly(grid, device=request.device, ranks=ranks, ghost=unit, set_size=total)
+        found |= {int(size) for size in suited if size < ghost or size % ghost == 0}
+    return sorted(found)
 
 
 def pilot_batch_size(
@@ -114,7 +137,7 @@ def ramp_and_probe_updates(seconds: float, seconds_per_update: float) -> tuple[i
 
     Example:
         >>> ramp_and_probe_updates(10.0, 0.01), ramp_and_probe_updates(1.0, 0.1)
-        ((100, 100), (40, 15))
+        ((100, 100), (40, 12))
     """
     affordable = seconds / max(seconds_per_update, 1e-9)
     fewest, most = _PROBE_UPDATES

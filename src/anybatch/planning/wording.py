@@ -54,10 +54,13 @@ def _lr_reasons(composer: Composer, batch_size: int) -> list[Reason]:
     pilot_lr, lr = composer.pilot_lr(pilot_size), composer.lr_at(batch_size)
     measured = composer.measurements.get("lr-range")
     known = measured is not None and measured.estimates["max_lr"].value is not None
-    origin = f"the range test at batch size {pilot_size:,} gives {pilot_lr:.3g}"
+    untried = composer.untried_lr(pilot_size)
+    origin = f"the range test at batch size {pilot_size:,} gives {untried:.3g}"
     if not known:
-        origin = f"the range test gave none, so the present lr was carried: {pilot_lr:.3g} at "
+        origin = f"the range test gave none, so the present lr was carried: {untried:.3g} at "
         origin += f"batch size {pilot_size:,}"
+    if pilot_lr < 0.99 * untried:
+        origin += f", where the pilot diverged, so {pilot_lr:.3g} was taken"
     posterior = composer.posterior
     critical = weighted_quantile(posterior.critical_batch_size, posterior.weights, [0.5])[0]
     carried = ""
@@ -65,9 +68,13 @@ def _lr_reasons(composer: Composer, batch_size: int) -> list[Reason]:
         alpha = default_alpha(request.recipe.optimizer.name)
         carried = (
             f"; carried to {batch_size:,} by lr ~ (1 + {critical:.3g} / B)^-{alpha:g} "
-            f"(McCandlish et al. 2018): {lr:.3g}"
+            f"(McCandlish et al. 2018){_per_example(request.recipe)}: {lr:.3g}"
         )
+    if composer.has_branch(batch_size):
+        carried = f"; of the branches at {batch_size:,} that with {lr:.3g} ended best"
     found = [Reason(name="lr", sentence=origin + carried, measurement="lr-range")]
+    if request.recipe.loss.reduction == "sum":  # the other rules are about a mean
+        return found
     edge = measured.estimates["edge"].value if measured is not None else None
     rows = lr_table(
         pilot_lr, pilot_size, sorted({batch_size, request.present_batch_size, pilot_size}),
@@ -75,6 +82,11 @@ def _lr_reasons(composer: Composer, batch_size: int) -> list[Reason]:
         alpha=default_alpha(request.recipe.optimizer.name),
     )  # fmt: skip
     return found + _linear(rows, request.num_examples) + _rule_check(composer)
+
+
+def _per_example(recipe: Recipe) -> str:
+    is_per_example = recipe.loss.reduction == "sum" and recipe.optimizer.name == "sgd"
+    return ", divided by B as the loss is summed" if is_per_example else ""
 
 
 def _linear(rows: list[LRRow], num_examples: int) -> list[Reason]:
@@ -109,7 +121,7 @@ def _rule_check(composer: Composer) -> list[Reason]:
 
 def _schedule_reason(composer: Composer, batch_size: int) -> Reason:
     predictions = composer.predictions
-    choice = schedule_of(composer.request, batch_size, predictions)
+    choice = schedule_of(composer.request, batch_size, predictions, composer.pilot)
     return Reason(name="schedule", sentence=f"{choice.kind}: {choice.reason}")
 
 

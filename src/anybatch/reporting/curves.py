@@ -59,12 +59,13 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mark:
-    """Something that happened: its places on the axes, and what it was."""
+    """Something that happened: its places on the axes, what it was, whether a pilot's end."""
 
     updates: float
     examples: float
     seconds: float
     sentence: str
+    is_pilot: bool = False
 
     def along(self, axis: AxisName) -> float:
         """Position on the axis."""
@@ -133,7 +134,8 @@ def panels(groups: Sequence[Group]) -> list[Panel]:
             panel = replace(panel, marks=_marks(coloured))
         if series:
             made.append(replace(panel, constant=_constant(panel, coloured)))
-    return made
+    pilots = _pilot_marks(coloured)
+    return [replace(panel, marks=panel.marks + pilots) for panel in made]
 
 
 def _coloured(groups: Sequence[Group]) -> list[tuple[Subject, int]]:
@@ -251,7 +253,7 @@ def _constant(panel: Panel, coloured: Sequence[tuple[Subject, int]]) -> str:
     The last update of an epoch, which is smaller than the others, is no change of the batch size.
     """
     scheduled = any(s.recipe.schedules.batch_size.name != "constant" for s, _ in coloured)
-    epoch_ends = panel.name == "batch-size" and not scheduled
+    epoch_ends = panel.name == "batch-size" and not scheduled and not _changes_after_pilot(coloured)
     varies = any(len(set(series.values)) > 1 for series in panel.series)
     if panel.marks or panel.name == "gradient-norm" or (varies and not epoch_ends):
         return ""
@@ -284,6 +286,32 @@ def _marks(coloured: Sequence[tuple[Subject, int]]) -> tuple[Mark, ...]:
     )
 
 
+def _changes_after_pilot(coloured: Sequence[tuple[Subject, int]]) -> bool:
+    """Whether a run was begun by the pilot of its plan at another batch size."""
+    return any(
+        subject.plan is not None and subject.steps[0].batch_size != subject.plan.batch_size
+        for subject, _ in coloured
+        if subject.steps
+    )
+
+
+def _pilot_marks(coloured: Sequence[tuple[Subject, int]]) -> tuple[Mark, ...]:
+    """Where the pilots ended that runs were begun by, one mark a place."""
+    pilots = [subject.plan.pilot for subject, _ in coloured if subject.plan is not None]
+    marks = [
+        Mark(
+            updates=pilot["updates"],
+            examples=pilot["examples"],
+            seconds=pilot["seconds"],
+            sentence="the plan's pilot ended",
+            is_pilot=True,
+        )
+        for pilot in pilots
+        if pilot.get("updates")
+    ]
+    return tuple(dict.fromkeys(marks))
+
+
 # --- in words ------------------------------------------------------------------------------------
 
 
@@ -302,9 +330,15 @@ def series_caption(panel: Panel) -> str:
         )
     if any(not math.isfinite(value) for series in panel.series for value in series.values):
         sentences.append("Crosses at the bottom mark values that are not finite.")
-    if panel.marks:
-        counted = "1 event is" if len(panel.marks) == 1 else f"{len(panel.marks)} events are"
+    events = sum(not mark.is_pilot for mark in panel.marks)
+    if events:
+        counted = "1 event is" if events == 1 else f"{events} events are"
         sentences.append(f"{counted} marked by dotted lines.")
+    pilots = [f"{mark.updates:,.0f}" for mark in panel.marks if mark.is_pilot]
+    if pilots:
+        sentences.append(
+            f"The plan's pilot ended at the dashed line, update {' and '.join(pilots)}."
+        )
     return " ".join(sentences)
 
 

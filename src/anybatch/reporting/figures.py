@@ -86,6 +86,7 @@ def own_style() -> Iterator[None]:
         "font.size": 10.0,
         "axes.formatter.useoffset": False,
         "figure.facecolor": "white",
+        "text.color": TEXT,  # of legends too: a colour that the page knows
     }
     with warnings.catch_warnings(), matplotlib.style.context(["default", own]):
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
@@ -119,7 +120,8 @@ def curve_picture(
         if end > 0.0:
             ax.set_xlim(-0.02 * end, 1.02 * end)
         for mark in panel.marks:
-            ax.axvline(mark.along(axis), color=MUTED, linewidth=1.0, linestyle=(0, (2, 2)))
+            dashes = (0, (6, 3)) if mark.is_pilot else (0, (2, 2))
+            ax.axvline(mark.along(axis), color=MUTED, linewidth=1.0, linestyle=dashes)
         if legend:
             _legend(ax, legend)
         _make_room(figure, ax)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 from anybatch.drawing import COLOURS
 from anybatch.errors import InputError
 from anybatch.records import plain
+from anybatch.reporting.batch_size_figures import batch_size_picture, batch_size_rows
 from anybatch.reporting.curves import AXES, AxisName, Panel, panels
 from anybatch.reporting.figures import (
     Picture,
@@ -21,6 +22,8 @@ from anybatch.reporting.figures import (
     inline_svg,
 )
 from anybatch.reporting.measurement_figures import measurement_picture
+from anybatch.reporting.plan_figures import pilot_picture
+from anybatch.reporting.plan_section import PlanSection, plan_sections, plan_tiles
 from anybatch.reporting.settings import (
     commands,
     environment_tables,
@@ -38,6 +41,7 @@ from anybatch.reporting.summary import (
     verdict,
 )
 from anybatch.run import new_folder, write_atomically
+from anybatch.studies.batch_size_table import KIND, BatchSizeStudy
 
 __all__ = ["FORMATS", "Format", "default_place", "write_report"]
 
@@ -113,11 +117,17 @@ def _title(groups: Sequence[Group]) -> str:
     """The tasks, and the kinds of measurement where nothing was trained."""
     subjects = [subject for group in groups for subject in group.subjects]
     names = ", ".join(dict.fromkeys(map(task_name, subjects))) or "nothing begun"
-    kinds = dict.fromkeys(kind for s in subjects if s.is_measurement for kind in s.measurements)
+    measured = [subject for subject in subjects if subject.is_measurement and not subject.is_plan]
+    kinds = dict.fromkeys(kind for subject in measured for kind in subject.measurements)
+    if any(subject.is_plan for subject in subjects):
+        kinds = {"plan": None} | kinds
     if kinds and all(subject.is_measurement for subject in subjects):
         return f"{names}: {', '.join(kinds)}"
     trained = [subject for subject in subjects if not subject.is_measurement]
-    return f"{names}: {len(trained)} runs" if len(trained) > 1 else names
+    told = [f"{len(trained)} runs"] if len(trained) > 1 else []
+    if any(subject.is_plan for subject in subjects):
+        told = ["plan", *(told or ["run"])]
+    return f"{names}: {' and '.join(told)}" if told else names
 
 
 # --- what is on the page -------------------------------------------------------------------------
@@ -130,16 +140,19 @@ def _content(groups: Sequence[Group], title: str) -> dict[str, Any]:
     runs = runs_table(groups)
     told = [s for s in subjects if s.is_measurement or s.status.name != "finished"]
     told = subjects if len(subjects) <= _MOST_VERDICTS else told
+    told.sort(key=lambda subject: subject.is_plan)  # what happened, then what was planned
+    plans, sections = _plans_and_sections(groups)
     agreed, differing = environment_tables(groups)
     return {
         "title": title,
         "verdicts": [(subject, verdict(subject)) for subject in told],
         "not_begun": [group.label for group in groups if not group.subjects],
-        "tiles": _tiles(trained[0]) if len(subjects) == len(trained) == 1 else [],
+        "tiles": _tiles(subjects),
+        "plans": plans,
         "arms": arms_table(groups) if len(trained) > 1 else None,
         "runs": runs if len(trained) > 1 else None,
         "findings": findings(groups),
-        "sections": _sections(subjects),
+        "sections": sections,
         "changed": recipe_differences([g for g in groups if g.subjects]),
         "recipes": recipe_texts(groups),
         "agreed": agreed,
@@ -150,9 +163,14 @@ def _content(groups: Sequence[Group], title: str) -> dict[str, Any]:
     }
 
 
-def _tiles(subject: Subject) -> list[tuple[str, str]]:
-    """The few numbers of a lone run that are shown large."""
-    found = []
+def _tiles(subjects: Sequence[Subject]) -> list[tuple[str, str]]:
+    """The few numbers that are shown large: of a lone run, also beside its plan, or a lone plan."""
+    runs = [subject for subject in subjects if not subject.is_plan]
+    if len(subjects) == 1 and subjects[0].plan is not None and not runs:
+        return plan_tiles(subjects[0].plan)
+    if len(runs) != 1 or runs[0].is_measurement:
+        return []
+    subject, found = runs[0], []
     for split in ("test", "validation"):
         record = subject.last_eval(split)
         if record is not None:
@@ -170,12 +188,46 @@ def _sections(subjects: Sequence[Subject]) -> list[Section]:
                 f"{name} {value}" for name, value in measurement.settings.items()
                 if isinstance(value, str | int | float)
             )  # fmt: skip
-            picture = measurement_picture(measurement, f"measurement-{len(made)}")
+            name = f"measurement-{len(made)}"
+            is_pilot = subject.is_plan and measurement.kind == "pilot"
+            picture = (
+                pilot_picture(measurement, subject.plan, name)
+                if is_pilot and subject.plan is not None
+                else measurement_picture(measurement, name)
+            )
             table = estimates_table(measurement)
             made.append(
                 Section(run=subject.label, kind=kind, table=table, settings=settings,
                         picture=picture)
             )  # fmt: skip
+    return made
+
+
+def _plans_and_sections(groups: Sequence[Group]) -> tuple[list[PlanSection], list[Section]]:
+    """Of every plan, and of everything that was measured or studied."""
+    subjects = [subject for group in groups for subject in group.subjects]
+    sections = _study_sections(groups) + _sections(subjects)
+    figures = {(s.run, s.kind): s.picture.name for s in sections if s.picture is not None}
+    return plan_sections(subjects, figures), sections
+
+
+def _measured_pictures(content: Mapping[str, Any]) -> list[Picture]:
+    """Those of plans and sections."""
+    told: list[PlanSection | Section] = [*content["plans"], *content["sections"]]
+    return [section.picture for section in told if section.picture is not None]
+
+
+def _study_sections(groups: Sequence[Group]) -> list[Section]:
+    """What studies of batch sizes have found, one section each."""
+    studies = {group.study.path: group.study for group in groups if group.study is not None}
+    made = []
+    for number, path in enumerate(p for p, s in studies.items() if s.about.get("kind") == KIND):
+        study = BatchSizeStudy(path)
+        picture = batch_size_picture(study, f"batch-size-{number}" if number else "batch-size")
+        made.append(
+            Section(run=path.resolve().name, kind="Batch sizes", table=batch_size_rows(study),
+                    settings="", picture=picture)
+        )  # fmt: skip
     return made
 
 
@@ -222,7 +274,7 @@ def _html(groups: Sequence[Group], title: str) -> str:
         for axis in AXES
     }
     pictures = [picture for axis in AXES for picture in curves[axis]]
-    pictures += [section.picture for section in content["sections"] if section.picture]
+    pictures += _measured_pictures(content)
     svgs = {picture.name: Markup(inline_svg(picture)) for picture in pictures}
     frames = {picture.name: picture.frames for picture in pictures if picture.frames}
     template = _template("template.html", escaped=True)
@@ -259,8 +311,7 @@ def _markdown(groups: Sequence[Group], title: str, place: Path) -> str:
     folder = place.parent / f"{place.stem}-figures"
     content = _content(groups, title)
     pictures = _curve_pictures(groups)
-    measured = [section.picture for section in content["sections"] if section.picture]
-    _save(folder, [*pictures, *measured], "svg")
+    _save(folder, [*pictures, *_measured_pictures(content)], "svg")
     found = panels(groups)
     return str(
         _template("template.md", escaped=False).render(
@@ -290,8 +341,8 @@ def _curve_pictures(groups: Sequence[Group]) -> list[Picture]:
 
 
 def _write_pictures(groups: Sequence[Group], folder: Path, kind: Literal["png", "svg"]) -> Path:
-    subjects = [subject for group in groups for subject in group.subjects]
-    measured = [section.picture for section in _sections(subjects) if section.picture]
+    plans, sections = _plans_and_sections(groups)
+    measured = _measured_pictures({"plans": plans, "sections": sections})
     pictures = [*_curve_pictures(groups), *measured]
     if not pictures:
         raise InputError("run", "must have records or measurements to draw")

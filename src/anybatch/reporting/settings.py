@@ -8,13 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from anybatch.plan import PLAN_FILE
 from anybatch.recipe import Recipe
 from anybatch.recipe_file import difference
 from anybatch.recipe_mapping import recipe_to_mapping
 from anybatch.reporting.sources import Group, Subject
 from anybatch.reporting.summary import Table
 
-__all__ = ["commands", "environment_tables", "recipe_differences", "recipe_texts"]
+__all__ = [
+    "commands",
+    "environment_tables",
+    "recipe_differences",
+    "recipe_texts",
+    "setting_text",
+]
 
 _NOT_COMPARED = ("time", "command", "extension")
 
@@ -64,7 +71,7 @@ def environment_tables(groups: Sequence[Group]) -> tuple[Table | None, Table | N
     names = dict.fromkeys(
         name for _, session in sessions for name in session if name not in _NOT_COMPARED
     )
-    texts = {name: [_setting_text(session.get(name)) for _, session in sessions] for name in names}
+    texts = {name: [setting_text(session.get(name)) for _, session in sessions] for name in names}
     same = tuple((name, column[0]) for name, column in texts.items() if len(set(column)) == 1)
     differing = [name for name, column in texts.items() if len(set(column)) > 1]
     agreed = Table(head=("what", "value"), rows=same)
@@ -77,7 +84,8 @@ def environment_tables(groups: Sequence[Group]) -> tuple[Table | None, Table | N
     return agreed, Table(head=("session", *differing), rows=rows)
 
 
-def _setting_text(value: Any) -> str:
+def setting_text(value: Any) -> str:
+    """A plain value in words, or as JSON."""
     if value is None:
         return "not known"
     if isinstance(value, bool):
@@ -97,9 +105,22 @@ def commands(subject: Subject) -> list[tuple[str, str]]:
         entry = (where, shlex.join(_as_typed([str(word) for word in command])))
         if entry not in found:
             found.append(entry)
-    if not subject.is_measurement:
+    if subject.is_plan:
+        found += _by_plan(subject)
+    elif not subject.is_measurement:
         found.append(_from_recipe(subject))
     return found
+
+
+def _by_plan(subject: Subject) -> list[tuple[str, str]]:
+    """The command that goes on from the pilot of a plan; none for a task made by hand."""
+    name, data = subject.task.get("name"), subject.task.get("data")
+    if not name:
+        return []
+    options = ["--data", str(data)] if data else []
+    plan = str((subject.path / PLAN_FILE).resolve())
+    command = ["anybatch", "train", str(name), *options, "--plan", plan]
+    return [("to train as planned, from where the pilot ended", shlex.join(command))]
 
 
 def _as_typed(command: list[str]) -> list[str]:
@@ -124,4 +145,5 @@ def _from_recipe(subject: Subject) -> tuple[str, str]:
     command = ["anybatch", "train", str(name), "--recipe", recipe, *options]
     folder = subject.task.get("folder")
     where = f", in {folder}" if folder and ":" in str(name) else ""
-    return f"with the resolved recipe, seed included{where}", shlex.join(command)
+    pilot = "" if subject.plan is None else ", without the plan's pilot"
+    return f"with the resolved recipe, seed included{pilot}{where}", shlex.join(command)

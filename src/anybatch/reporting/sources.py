@@ -9,9 +9,10 @@ from typing import Any
 
 from anybatch.errors import InputError
 from anybatch.measurement import Measurement
+from anybatch.plan import Plan, PlanOutcome
 from anybatch.recipe import Recipe
 from anybatch.records import EvalRecord, EventRecord, StepRecord
-from anybatch.run import Run, Status
+from anybatch.run import Run, Status, plan_outcome
 from anybatch.study import Study
 
 __all__ = ["Group", "Source", "Subject", "arm_runs", "read_groups", "task_name"]
@@ -34,6 +35,8 @@ class Subject:
         events: what happened on the way.
         measurements: by kind.
         environments: one a session.
+        plan: that was made here, or that the run follows; None without one.
+        is_plan: whether the folder is the plan's; its recipe is then the planned one.
     """
 
     label: str
@@ -46,6 +49,8 @@ class Subject:
     events: tuple[EventRecord, ...] = ()
     measurements: Mapping[str, Measurement] = field(default_factory=dict)
     environments: Sequence[Mapping[str, Any]] = ()
+    plan: Plan | None = None
+    is_plan: bool = False
 
     @classmethod
     def read(cls, run: Run, label: str) -> Subject:
@@ -54,7 +59,7 @@ class Subject:
         Raises:
             InputError: a file of the run is damaged.
         """
-        return cls(
+        found = cls(
             label=label,
             path=run.path,
             recipe=run.recipe,
@@ -65,12 +70,31 @@ class Subject:
             events=tuple(run.events()),
             measurements=run.measurements(),
             environments=run.environments,
+            plan=run.plan,
         )
+        if found.plan is None or found._follows_plan:
+            return found
+        measured = found.measurements.items()
+        ordered = dict(sorted(measured, key=lambda item: _place_in_plan(item[0])))
+        return replace(found, recipe=found.plan.recipe, measurements=ordered, is_plan=True)
+
+    @property
+    def _follows_plan(self) -> bool:
+        """Whether a run with a plan was trained by it; the pilot of a plan has no target."""
+        begun = bool(self.steps or self.evals) or "throughput" not in self.measurements
+        return begun and self.recipe.stopping.target is not None
 
     @property
     def is_measurement(self) -> bool:
-        """Whether the folder holds measurements and no training."""
-        return bool(self.measurements) and not self.steps and not self.evals
+        """Whether the folder holds measurements and no training but that of a plan's pilot."""
+        return self.is_plan or (bool(self.measurements) and not self.steps and not self.evals)
+
+    @property
+    def outcome(self) -> PlanOutcome | None:
+        """What the run took beside what its plan foretold; None without a plan or an end."""
+        if self.plan is None or self.is_plan:
+            return None
+        return plan_outcome(self.plan, self.status)
 
     def evals_of(self, split: str) -> list[EvalRecord]:
         """The evaluations of a split, oldest first."""
@@ -90,11 +114,13 @@ class Group:
         label: short name, unlike that of any other group of the report.
         subjects: the runs, at least one unless none has been begun.
         planned: runs that were asked for.
+        study: that it is an arm of; None for runs alone.
     """
 
     label: str
     subjects: tuple[Subject, ...]
     planned: int
+    study: Study | None = None
 
 
 def read_groups(sources: Iterable[Source]) -> list[Group]:
@@ -152,6 +178,15 @@ def arm_runs(source: Source) -> tuple[str, list[Run]]:
     return label, [run for run in runs if run is not None]
 
 
+_STAGES = ("throughput", "lr-range", "noise-scale", "pilot", "branches")
+
+
+def _place_in_plan(name: str) -> tuple[int, str]:
+    """Of a measurement, by name, among the stages of a plan."""
+    kinds = [place for place, stage in enumerate(_STAGES) if name.startswith(stage)]
+    return (kinds[0] if kinds else len(_STAGES)), name
+
+
 def task_name(subject: Subject) -> str:
     """The task's name, or what to call one that was made by hand."""
     return str(subject.task.get("name") or "a task made by hand")
@@ -186,7 +221,12 @@ def _study_groups(study: Study) -> list[Group]:
         label = arm if len(study.arms) > 1 else study.path.resolve().name
         begun = [(trial, run) for trial in trials if (run := trial.run) is not None]
         subjects = [Subject.read(run, f"{label} seed {trial.seed}") for trial, run in begun]
-        groups.append(Group(label=label, subjects=tuple(subjects), planned=len(trials)))
+        subjects_of_arm = tuple(subjects)
+        groups.append(
+            Group(label=label, subjects=subjects_of_arm, planned=len(trials), study=study)
+        )
+    if not groups:  # of an open-ended study, whose arms are yet to be decided
+        groups.append(Group(label=study.path.resolve().name, subjects=(), planned=0, study=study))
     return groups
 
 

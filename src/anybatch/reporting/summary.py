@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from anybatch.errors import InputError
-from anybatch.measurement import Estimate, Measurement
+from anybatch.measurement import Estimate, Finding, Measurement
 from anybatch.recipe import Target
 from anybatch.records import EvalRecord
 from anybatch.reporting.sources import Group, Subject
@@ -17,6 +17,7 @@ __all__ = [
     "Table",
     "arms_table",
     "duration_text",
+    "estimate_text",
     "estimates_table",
     "findings",
     "number_text",
@@ -43,11 +44,13 @@ class Table:
         head: one text a column.
         rows: of cells.
         caption: what the table holds; may be empty.
+        shaded: numbers of the rows that stand out.
     """
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     caption: str = ""
+    shaded: frozenset[int] = frozenset()
 
 
 def number_text(value: float | None) -> str:
@@ -79,8 +82,40 @@ def duration_text(seconds: float) -> str:
     return f"{seconds:,.0f} s ({f'{hours} h ' if hours else ''}{minutes} min)"
 
 
+def estimate_text(estimate: Estimate, *, unit: bool = True) -> str:
+    """A value with its interval, three significant digits; "at least", or the reason without one.
+
+    Args:
+        estimate: what.
+        unit: whether to name it.
+
+    Example:
+        >>> known = Estimate(value=1234.5, low=800.0, high=math.inf, unit="updates")
+        >>> estimate_text(known)
+        '1,230 updates (800 to without end)'
+        >>> estimate_text(Estimate(value=None, low=12.34, unit="s", reason="far"), unit=False)
+        'at least 12.3'
+    """
+    name = f" {estimate.unit}" if unit and estimate.unit else ""
+    if estimate.value is not None:
+        low, high = _rounded(estimate.low), _rounded(estimate.high)
+        return f"{_rounded(estimate.value)}{name} ({low} to {high})"
+    if math.isfinite(estimate.low):
+        return f"at least {_rounded(estimate.low)}{name}"
+    return f"not known{': ' if estimate.reason else ''}{estimate.reason}"
+
+
+def _rounded(value: float) -> str:
+    return number_text(float(f"{value:.3g}")) if math.isfinite(value) else "without end"
+
+
 def verdict(subject: Subject) -> str:
-    """One or two sentences: how a run ended, with what, after how long, and the target."""
+    """One or two sentences: how a run ended, with what, after how long, and the target.
+
+    A plan's are its lines; a run that followed one begins with predicted against actual.
+    """
+    if subject.plan is not None and subject.is_plan:
+        return " ".join(map(_as_sentence, subject.plan.lines()))
     if subject.is_measurement:
         return " ".join(map(_measurement_sentence, subject.measurements.values()))
     status = subject.status
@@ -96,7 +131,13 @@ def verdict(subject: Subject) -> str:
         f"in {duration_text(status.seconds)} of training"
     )
     body = f"{values} {spent}" if values else f"no evaluation, {spent}"
-    return " ".join(filter(None, [f"{how}: {body}.", target_sentence(subject)]))
+    outcome = subject.outcome
+    compared = "" if outcome is None else _as_sentence(outcome.sentence())
+    return " ".join(filter(None, [compared, f"{how}: {body}.", target_sentence(subject)]))
+
+
+def _as_sentence(line: str) -> str:
+    return f"{line[:1].upper()}{line[1:]}."
 
 
 def target_sentence(subject: Subject) -> str:
@@ -241,11 +282,16 @@ def _interval_text(estimate: Estimate) -> str:
 
 
 def findings(groups: Sequence[Group]) -> list[tuple[str, str, str, str]]:
-    """(run, name, sentence, advice) of everything that a measurement noticed."""
+    """(run, name, sentence, advice) of everything that a plan or a measurement noticed."""
     return [
         (subject.label, finding.name, finding.sentence, finding.advice)
         for group in groups
         for subject in group.subjects
-        for measurement in subject.measurements.values()
-        for finding in measurement.findings
+        for finding in _findings_of(subject)
     ]
+
+
+def _findings_of(subject: Subject) -> list[Finding]:
+    if subject.plan is not None and subject.is_plan:  # those of its measurements among them
+        return list(subject.plan.findings)
+    return [finding for found in subject.measurements.values() for finding in found.findings]

@@ -145,7 +145,7 @@ def coverage(rows: Sequence[LedgerRow]) -> Coverage:
     """How often the actual seconds lay inside the foretold interval.
 
     A run that stopped before its target is outside once it has taken longer than the upper end;
-    before that it cannot be judged.
+    before that it cannot be judged, nor can one for which no number was foretold.
 
     Args:
         rows: of the ledger.
@@ -173,6 +173,8 @@ def _wilson(inside: int, count: int) -> tuple[float, float]:
 
 
 def _is_inside(row: LedgerRow) -> bool | None:
+    if not math.isfinite(row.seconds.value):
+        return None  # nothing was foretold
     if not row.reached:
         return False if row.actual_seconds > row.seconds.high else None
     return row.seconds.low <= row.actual_seconds <= row.seconds.high
@@ -187,7 +189,7 @@ def median_ratio(rows: Sequence[LedgerRow]) -> float | None:
     ratios = [
         row.seconds.value / row.actual_seconds
         for row in rows
-        if row.reached and row.actual_seconds > 0
+        if row.reached and row.actual_seconds > 0 and math.isfinite(row.seconds.value)
     ]
     return statistics.median(ratios) if ratios else None
 
@@ -221,6 +223,8 @@ def interval_factor(rows: Sequence[LedgerRow]) -> float:
 
 def _distance(row: LedgerRow) -> float | None:
     """From the foretold seconds to the actual ones, 1 at the end of the interval."""
+    if not math.isfinite(row.seconds.value):
+        return None
     if row.actual_seconds <= 0 or (not row.reached and row.actual_seconds <= row.seconds.high):
         return None
     late = row.actual_seconds > row.seconds.value
