@@ -3,6 +3,9 @@
 Each task is planned with 5 seeds and then trained as planned; the plan's 80 % interval of the
 seconds to the target should hold the actual seconds four times out of five. Actual seconds are
 those of the updates, the pilot's included, on the same machine and right after the plan.
+
+Only the seeds are held out: what the planner believes of learning curves was set on other seeds of
+these five tasks, after their trainings had been seen to end later than the power law told.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ QUESTION = (
 )
 PREDICTION = "16 to 24 of 25 inside, and a median of high / low of at most 3"
 
-_SEEDS = (1, 2, 3, 4, 5)
+_SEEDS = (21, 22, 23, 24, 25)
 _FEWEST, _MOST, _WIDEST = 16, 24, 3.0
 _CASES = {case.name: case for case in CASES}
 _Results = dict[str, dict[str, Any]]

@@ -91,7 +91,7 @@ def test_probes_are_drawn_with_their_last_loss(ax: Axes) -> None:
 
 
 def test_another_measurement_is_drawn_as_its_estimates(ax: Axes) -> None:
-    measurement = Measurement(kind="something-else", settings={}, samples={}, seconds=1.0, examples=8,
+    measurement = Measurement(kind="other", settings={}, samples={}, seconds=1.0, examples=8,
                               estimates=lr_range().estimates)  # fmt: skip
     measurement.plot(ax)
     assert [text.get_text() for text in ax.get_yticklabels()] == [

@@ -15,7 +15,6 @@ from anybatch.measurement import Estimate, Finding, Measurement
 from anybatch.plan import Plan, PlanRequest, Price
 from anybatch.planning.arithmetic.calibration import Calibration, calibration_for
 from anybatch.planning.arithmetic.decision import Decision, decide
-from anybatch.planning.arithmetic.learning_curve import LearningCurve, reached_after, remaining
 from anybatch.planning.arithmetic.lr_rules import carried_lr, default_alpha
 from anybatch.planning.arithmetic.posterior import (
     Posterior,
@@ -26,17 +25,16 @@ from anybatch.planning.arithmetic.posterior import (
 from anybatch.planning.arithmetic.prices import price_list, summary
 from anybatch.planning.arithmetic.time_model import TimeModel
 from anybatch.planning.arms import Arms, arms_of, best_lr, diverged_lrs, neighbour, ratios_of
+from anybatch.planning.curve import foretold_updates
 from anybatch.planning.recipe import LOOKS, planned_recipe, written_lr
 from anybatch.planning.stages import allowed_sizes, pilot_batch_size
 from anybatch.planning.wording import reasons_of, would_change
-from anybatch.recipe import Target
 
 __all__ = ["Composer"]
 
 _Array = NDArray[np.float64]
 
 _NUM_DRAWS = 2000
-_CONFIRMED_LATER = 0.1  # natural log of updates, when a part of validation has met the target
 _CLOCK_SPREAD = 0.08  # of the natural log: what a machine's speed changes within minutes
 _PASSAGE_SPREAD = 0.12  # of the natural log of all updates: when a noisy evaluation meets a target
 _LEAST_PILOT = 16  # examples an update, unless the present recipe has fewer
@@ -184,42 +182,11 @@ class Composer:
     @functools.cached_property
     def updates_at_pilot(self) -> _Array:
         """Draws of the updates to the target at the pilot's batch size; inf: not reached."""
-        curve = self._curve()
-        if curve is None:
-            return np.full(_NUM_DRAWS, np.inf)
-        target, seed = Target.parse(self.request.target), self.request.seed
-        reached = reached_after(curve, target)
-        if reached is not None:  # on the watched part; all of validation may say so a little later
-            z = np.random.default_rng((seed, 2)).standard_normal(_NUM_DRAWS)
-            return np.asarray(reached * np.exp(_CONFIRMED_LATER * np.abs(z)))
-        draws = remaining(curve, target, num_draws=_NUM_DRAWS, seed=seed)
-        finite = np.isfinite(draws)
-        if not finite.any():
-            return draws
-        middle = float(np.median(draws[finite]))
-        wider = middle * (draws / middle) ** self._interval_factor
-        return np.asarray(np.where(finite, wider, draws))
-
-    def _curve(self) -> LearningCurve | None:
-        pilot = self.pilot
-        if pilot is None:
-            return None
-        columns = pilot.samples
-        watched = "loss" if Target.parse(self.request.target).quantity == "loss" else "metric"
-        sound = [
-            place
-            for place, update in enumerate(columns["update"])
-            if update > 0 and math.isfinite(columns[watched][place])
-        ]
-        if not sound:
-            return None
-        is_share = self.request.metric_name == "accuracy"
-        return LearningCurve(
-            updates=tuple(columns["update"][place] for place in sound),
-            metric=tuple(columns["metric"][place] for place in sound),
-            loss=tuple(columns["loss"][place] for place in sound),
-            direction=self.request.metric_direction,
-            num_examples=int(pilot.settings["watched_examples"]) if is_share else None,
+        return foretold_updates(
+            self.pilot,
+            self.request,
+            num_draws=_NUM_DRAWS,
+            interval_factor=self._interval_factor,
         )
 
     @functools.cached_property

@@ -15,6 +15,8 @@ from anybatch.data.source import Source
 from anybatch.errors import InputError
 from anybatch.measurement import Measurement
 from anybatch.measuring.subjects import recipe_settings
+from anybatch.plan import PlanRequest
+from anybatch.planning.curve import foretold_width
 from anybatch.planning.recipe import AVERAGING, divided, with_lr
 from anybatch.progress import Activity
 from anybatch.recipe import Recipe, Schedules, Target
@@ -32,6 +34,7 @@ __all__ = [
     "WATCHED_EXAMPLES",
     "Look",
     "Pilot",
+    "PilotGoal",
     "opened_pilot",
     "pilot_recipe",
     "watched_part",
@@ -40,6 +43,7 @@ __all__ = [
 WATCHED_EXAMPLES = 1000
 """Validation examples that a pilot and its branches are looked at with; the run reads them all."""
 
+_FEWEST_LOOKS = 8  # before they foretell anything
 _LONGEST = 10**9  # updates: the procedure ends it
 _GROWTH = 1.25  # of the updates between two looks
 _FIRST_LOOK = 8  # updates
@@ -126,6 +130,21 @@ class Look:
     seconds: float
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PilotGoal:
+    """What ends a pilot before its seconds are over: the target, or enough to foretell it.
+
+    Attributes:
+        request: with the target.
+        width: high over low of the 80 % interval of the updates to the target that is enough.
+        least_seconds: of training before anything but the target ends it.
+    """
+
+    request: PlanRequest
+    width: float
+    least_seconds: float
+
+
 @final
 class Pilot:
     """A training under way with the looks that were taken at it.
@@ -193,7 +212,7 @@ class Pilot:
         seconds: float,
         most_updates: int | None = None,
         looks_between: bool = True,
-        target: Target | None = None,
+        goal: PilotGoal | None = None,
         activity: Activity | None = None,
     ) -> bool:
         """Train on for so many seconds of training, with looks ever further apart.
@@ -204,7 +223,7 @@ class Pilot:
             seconds: of training; evaluations are not counted.
             most_updates: where to stop at the latest.
             looks_between: False looks only at the end.
-            target: with its relation; a look that meets it ends the pilot.
+            goal: what ends it before.
             activity: shows what is being done.
 
         Returns:
@@ -232,8 +251,7 @@ class Pilot:
             if ended or is_due:
                 found = self.look()
                 self.diverged = not math.isfinite(found.loss)
-                self.reached = target is not None and _meets(found, target)
-                ended = ended or self.reached
+                ended = ended or (goal is not None and self._meets(goal))
                 step = max(_FIRST_LOOK, math.ceil(training.updates * (_GROWTH - 1.0)))
                 self._next_look = training.updates + step
                 if activity is not None:
@@ -242,6 +260,15 @@ class Pilot:
             if ended:
                 break
         return not self.diverged
+
+    def _meets(self, goal: PilotGoal) -> bool:
+        """Whether the last look met the target, or all looks foretell it well enough."""
+        target = Target.parse(goal.request.target)
+        self.reached = _meets(self.looks[-1], target)
+        is_early = self.training.seconds < goal.least_seconds or len(self.looks) < _FEWEST_LOOKS
+        if self.reached or self.training.world.from_first(is_early):
+            return self.reached
+        return foretold_width(self.measurement(), goal.request) <= goal.width
 
     def _lost(self, record: Any) -> bool:
         return isinstance(record, StepRecord) and not math.isfinite(record.loss)

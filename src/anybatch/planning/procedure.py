@@ -33,7 +33,13 @@ from anybatch.planning.asking import check_plannable, new_plan_run, plan_request
 from anybatch.planning.branching import Branch, BranchState, train_branches
 from anybatch.planning.compose import Composer
 from anybatch.planning.ledger import interval_factor, read_ledger
-from anybatch.planning.pilot import LOSSES_KEPT_EVERY, Pilot, opened_pilot, pilot_recipe
+from anybatch.planning.pilot import (
+    LOSSES_KEPT_EVERY,
+    Pilot,
+    PilotGoal,
+    opened_pilot,
+    pilot_recipe,
+)
 from anybatch.planning.stages import (
     Budget,
     budget_of,
@@ -51,6 +57,8 @@ from anybatch.world import World
 __all__ = ["make_plan"]
 
 _BRANCH_SEEDS = 2
+_LEAST_OF_PILOT = 0.125  # of its seconds, for each of its two parts
+_WIDTHS = (6.0, 2.5)  # of the forecast, at which the two parts of the pilot may end
 _MOST_PILOTS = 3  # of which each but the last has diverged
 
 
@@ -212,11 +220,12 @@ class _Procedure:
 
     def _train_pilot(self, pilot: Pilot) -> None:
         """Train, and measure the noise scale half-way and at the end."""
-        target = Target.parse(self._request.target)
-        for part in (1, 2):
+        for part, width in enumerate(_WIDTHS, start=1):
+            least = _LEAST_OF_PILOT * part * self._budget.pilot
+            goal = PilotGoal(request=self._request, width=width, least_seconds=least)
             with self._stage("pilot"), self._activity("pilot") as activity:
                 if not pilot.reached:
-                    pilot.train(seconds=0.5 * self._budget.pilot, activity=activity, target=target)
+                    pilot.train(seconds=0.5 * self._budget.pilot, activity=activity, goal=goal)
                 self._keep("pilot", pilot.measurement())
             if pilot.diverged:
                 return
