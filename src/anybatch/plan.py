@@ -201,18 +201,16 @@ class Plan:
 
     def lines(self) -> list[str]:
         """The plan in words: the answer, what it takes, what the present choice would cost."""
-        near = self.near_optimal
-        band = (
-            f" (any of {near[0]:,} to {near[-1]:,} costs at most 5 % more)" if len(near) > 1 else ""
-        )
         optimizer: Any = self.recipe.optimizer
+        lr = f"lr {optimizer.lr:.3g}{_lr_span(self.predictions.get('lr'))} with {optimizer.name}"
         found = [
-            f"batch size {self.batch_size:,}{band}",
-            f"lr {optimizer.lr:.3g} with {optimizer.name}, {_schedule_words(self.recipe)}",
+            f"batch size {self.batch_size:,}{self._band()}",
+            f"{lr}, {_schedule_words(self.recipe)}",
         ]
         seconds, updates = self.predictions.get("seconds"), self.predictions.get("updates")
         if seconds is not None and updates is not None:
-            found.append(f"to {self.request.target}: {_range(updates)}, {_range(seconds)}")
+            foretold = list(dict.fromkeys([_range(updates), _range(seconds)]))  # a reason once
+            found.append(f"to {self.request.target}: {', '.join(foretold)}")
         present = self.predictions.get("seconds_of_present")
         if present is not None and self.batch_size != self.request.present_batch_size:
             found.append(
@@ -220,6 +218,16 @@ class Plan:
                 f"{_range(present)}{_excess(self.predictions.get('excess_of_present'))}"
             )
         return ([f"partial: {self.partial}"] if self.partial else []) + found
+
+    def _band(self) -> str:
+        """The sizes that cost at most 5 % more than the least, in words."""
+        near = self.near_optimal
+        if not near or near == (self.batch_size,):
+            return ""
+        sizes = f"{near[0]:,} to {near[-1]:,}" if len(near) > 1 else f"{near[0]:,}"
+        if self.batch_size not in near:  # the present one is kept
+            return f" (within 5 % of the least time: {sizes}, not worth the move)"
+        return f" (any of {sizes} costs at most 5 % more than the least)"
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw seconds to the target against batch size: interval, near-optimal sizes, choices.
@@ -331,6 +339,13 @@ def _range(estimate: Estimate) -> str:
         return f"{estimate}"
     ends = f"{_short(estimate.low)} to {_short(estimate.high)}"
     return f"{_short(estimate.value)}{unit} ({ends}, {100 * estimate.level:.0f} %)"
+
+
+def _lr_span(estimate: Estimate | None) -> str:
+    """The interval of the learning rate; empty where nothing measured it."""
+    if estimate is None or not math.isfinite(estimate.high):
+        return ""
+    return f" ({estimate.low:.3g} to {estimate.high:.3g}, {100 * estimate.level:.0f} %)"
 
 
 def _short(value: float) -> str:

@@ -302,3 +302,19 @@ def test_one_valley_is_enclosed_and_max_lr_is_not_above_the_edge(
     assert {lowest.octave - 1.0, lowest.octave + 1.0} <= tried
     top, limit = best_lr(probes, plan), edge(probes, plan)
     assert limit.value is None or value(top) <= value(limit)
+
+
+def test_one_given_up_early_is_not_as_good_as_a_winner_that_started_slowly() -> None:
+    """It was behind another at that time; that it was not behind the later winner tells nothing."""
+    steady = tuple(1.0 - 0.02 * n for n in range(UPDATES))
+    winner = (*[1.0] * 12, *[1.0 - 0.055 * (n - 11) for n in range(12, UPDATES)])
+    hardly = tuple(1.0 - 0.003 * n for n in range(10))
+    probes = [
+        Probe(octave=-6.0, repeat=0, losses=steady),
+        Probe(octave=-9.0, repeat=0, losses=hardly),
+        Probe(octave=-3.0, repeat=0, losses=winner),
+        Probe(octave=-2.0, repeat=0, losses=(1.0, 9.0, 9e3, math.nan)),
+    ]
+    found = best_lr(probes, PLAN)
+    assert found.value is not None
+    assert 2.0**-4 <= found.value <= 2.0**-2

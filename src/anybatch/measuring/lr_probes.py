@@ -14,7 +14,7 @@ Pure arithmetic; learning rates are kept as log2, since all differences are octa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,14 +122,27 @@ def _error(losses: Sequence[float]) -> float:
     return deviation / math.sqrt(len(values)) * error_inflation(residual)
 
 
-def _final_level(probe: Probe, reference: Probe, plan: ProbePlan) -> float:
-    """The level at the full length; of one given up, its distance to the reference at that time."""
+def _final_level(probe: Probe, reference: Probe, plan: ProbePlan, probes: Iterable[Probe]) -> float:
+    """The level at the full length; of one given up, its distance to the reference at that time.
+
+    It was given up for being behind the best one by then. Where it was not behind the reference,
+    which started slowly and won later, the complete ones that it was behind of tell.
+    """
     level = _level(probe.losses, plan)
     count = len(probe.losses)
     if count >= plan.num_updates or level >= plan.start:
         return level
-    at_that_time = _level(reference.losses[:count], plan)
-    return min(plan.start, _level(reference.losses, plan) + max(0.0, level - at_that_time))
+
+    def told_by(other: Probe) -> tuple[float, float]:
+        distance = level - _level(other.losses[:count], plan)
+        return distance, _level(other.losses, plan) + max(0.0, distance)
+
+    distance, told = told_by(reference)
+    if distance <= 0.0:
+        others = (p for p in probes if p.repeat == probe.repeat)
+        complete = [told_by(p) for p in others if len(p.losses) >= plan.num_updates]
+        told = max([told, *(final for behind, final in complete if behind > 0.0)])
+    return min(plan.start, told)
 
 
 def _learns(probe: Probe, drop: float, plan: ProbePlan) -> bool:
@@ -245,7 +258,11 @@ def _next_around_best(probes: Sequence[Probe], plan: ProbePlan, repeat: int) -> 
     wanted = [best.octave - 1, best.octave + 1]
     drop = plan.start - _level(best.losses, plan)
     lower = own.get(best.octave - 1)
-    if lower and _final_level(lower, best, plan) <= _level(best.losses, plan) + _EQUAL * drop:
+    if (
+        lower
+        and _final_level(lower, best, plan, own.values())
+        <= _level(best.losses, plan) + _EQUAL * drop
+    ):
         wanted.append(best.octave - 2)
     wanted.append(best.octave - _FURTHER_DOWN)  # a second valley, of slower and better trainings
     inside = [k for k in wanted if plan.lowest <= k <= plan.highest and k not in own]
@@ -364,7 +381,6 @@ def _table(probes: Sequence[Probe], plan: ProbePlan) -> tuple[_Array, _Array] | 
         return None
     tried = {(p.octave, p.repeat): p for p in probes}
     octaves = sorted({octave for octave, _ in tried})
-    window = _window(plan.num_updates)
     rows = []
     for octave in octaves:
         columns = []
@@ -374,20 +390,28 @@ def _table(probes: Sequence[Probe], plan: ProbePlan) -> tuple[_Array, _Array] | 
             probe = tried.get((octave, repeat))
             source = probe or tried.get((octave, 0))
             reference = best if probe else bests[0]
-            columns.append(_full_tail(source, reference, best, plan, window))
+            columns.append(_full_tail(source, (reference, best), plan, probes))
         rows.append(columns)
     return np.asarray(octaves, dtype=np.float64), np.asarray(rows, dtype=np.float64)
 
 
 def _full_tail(
-    probe: Probe | None, reference: Probe, best: Probe, plan: ProbePlan, window: int
+    probe: Probe | None, bests: tuple[Probe, Probe], plan: ProbePlan, probes: Iterable[Probe]
 ) -> _Array:
-    """The last losses of a probe, or the best's ones raised by the distance to it."""
+    """The last losses of a probe, or the best's ones raised by the distance to it.
+
+    Args:
+        probe: of which; None where there is none.
+        bests: of the probe's beginning, and of the beginning that is told of.
+        plan: of the search.
+        probes: all.
+    """
+    (reference, best), window = bests, _window(plan.num_updates)
     if probe is None:
         return np.full(window, plan.start)
     if probe.repeat == best.repeat and len(probe.losses) >= plan.num_updates:
         return _tail(probe, plan, window)
-    distance = _final_level(probe, reference, plan) - _level(reference.losses, plan)
+    distance = _final_level(probe, reference, plan, probes) - _level(reference.losses, plan)
     return _tail(best, plan, window) + distance
 
 

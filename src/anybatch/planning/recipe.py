@@ -32,6 +32,7 @@ LOOKS = 40
 """Evaluations on the way to the target."""
 
 _LONGER = 4.0  # than the upper end of the prediction, before the run gives up
+_MOST_LONGER = 10.0  # than the median, however far the upper end is
 _UNKNOWN_LONGER = 5.0  # than the median, where the upper end is not known
 
 
@@ -146,7 +147,7 @@ def _most_examples(request: PlanRequest, needed: Estimate, trained: int) -> int:
         known = max(needed.low, float(trained), 1.0)
         return max(request.num_examples, round(_UNKNOWN_LONGER * known))
     if math.isfinite(needed.high):
-        return max(1, round(_LONGER * needed.high))
+        return max(1, round(min(_LONGER * needed.high, _MOST_LONGER * needed.value)))
     return max(1, round(_UNKNOWN_LONGER * needed.value))
 
 

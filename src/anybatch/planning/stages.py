@@ -22,7 +22,7 @@ _SHORT_SECONDS = (5.0, 18.0)  # least and most of the short procedure: 30 % of a
 _LEAST_FULL = 60.0  # seconds that a full procedure needs to say more than the short one
 
 _RAMP_SHARE = 0.85  # of a ramp's updates that are taken before its loss blows up
-_USUAL_PROBES = 8.6  # short trainings of a range test
+_USUAL_PROBES = 11.0  # short trainings of a range test, with what going back costs
 _PROBE_UPDATES = (12, 100)
 
 
@@ -137,7 +137,7 @@ def ramp_and_probe_updates(seconds: float, seconds_per_update: float) -> tuple[i
 
     Example:
         >>> ramp_and_probe_updates(10.0, 0.01), ramp_and_probe_updates(1.0, 0.1)
-        ((100, 100), (40, 12))
+        ((86, 86), (40, 12))
     """
     affordable = seconds / max(seconds_per_update, 1e-9)
     fewest, most = _PROBE_UPDATES
