@@ -210,12 +210,17 @@ class Plan:
         seconds, updates = self.predictions.get("seconds"), self.predictions.get("updates")
         if seconds is not None and updates is not None:
             foretold = list(dict.fromkeys([_range(updates), _range(seconds)]))  # a reason once
+            if self.partial and not self.pilot and seconds.value is None:
+                foretold = ["not known: it ended before a pilot that tells"]
             found.append(f"to {self.request.target}: {', '.join(foretold)}")
         present = self.predictions.get("seconds_of_present")
         if present is not None and self.batch_size != self.request.present_batch_size:
+            costs = [_range(present)] if present.value is not None else []
+            excess = _excess(self.predictions.get("excess_of_present"))
+            costs += [f"{excess} than at {self.batch_size:,}"] if excess else []
             found.append(
-                f"your batch size {self.request.present_batch_size:,}, with its own best lr: "
-                f"{_range(present)}{_excess(self.predictions.get('excess_of_present'))}"
+                f"your batch size {self.request.present_batch_size:,}, with its own best lr and no "
+                f"pilot: {', '.join(costs) or 'not known'}"
             )
         return ([f"partial: {self.partial}"] if self.partial else []) + found
 
@@ -306,7 +311,7 @@ class PlanOutcome:
         if self.foretold_seconds.value is None:
             missed = "" if self.reached else ", not reached"
             return f"predicted: {self.foretold_seconds}; {took}{missed}"
-        verdict = "inside" if self.inside else "outside"
+        verdict = "inside" if self.inside else "outside, in seconds"
         if not self.reached:
             verdict = "not reached, so outside"
         foretold = f"{_range(self.foretold_seconds)} and {_range(self.foretold_updates)}"
@@ -314,6 +319,7 @@ class PlanOutcome:
 
 
 _PRICED = ("updates", "seconds", "device_hours")
+_COUNTED = ("updates", "examples")
 _ALWAYS_PREDICTED = ("updates", "examples", "seconds")
 
 
@@ -337,14 +343,20 @@ def _range(estimate: Estimate) -> str:
     unit = f" {estimate.unit}" if estimate.unit else ""
     if estimate.value is None:
         return f"{estimate}"
-    ends = f"{_short(estimate.low)} to {_short(estimate.high)}"
-    return f"{_short(estimate.value)}{unit} ({ends}, {100 * estimate.level:.0f} %)"
+    value, low, high = (
+        f"{number:,.0f}" if estimate.unit in _COUNTED and 10 <= number < math.inf
+        else _short(number)
+        for number in (estimate.value, estimate.low, estimate.high)
+    )  # fmt: skip
+    return f"{value}{unit} ({low} to {high}, {100 * estimate.level:.0f} %)"
 
 
 def _lr_span(estimate: Estimate | None) -> str:
-    """The interval of the learning rate; empty where nothing measured it."""
-    if estimate is None or not math.isfinite(estimate.high):
-        return ""
+    """The interval of the learning rate, in words."""
+    if estimate is None or estimate.low <= 0.0:
+        return " (not measured)"
+    if not math.isfinite(estimate.high):
+        return f" ({estimate.low:.3g} or more, {100 * estimate.level:.0f} %)"
     return f" ({estimate.low:.3g} to {estimate.high:.3g}, {100 * estimate.level:.0f} %)"
 
 
@@ -357,7 +369,8 @@ def _short(value: float) -> str:
 def _excess(excess: Estimate | None) -> str:
     if excess is None or excess.value is None:
         return ""
-    return f", {100 * excess.value:+.0f} % ({100 * excess.low:+.0f} to {100 * excess.high:+.0f})"
+    ends = f"{100 * excess.low:+.0f} to {100 * excess.high:+.0f}, {100 * excess.level:.0f} %"
+    return f"{100 * excess.value:+.0f} % time ({ends})"
 
 
 def _schedule_words(recipe: Recipe) -> str:

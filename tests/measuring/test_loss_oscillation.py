@@ -299,7 +299,7 @@ def test_the_command_prints_a_row_for_each_batch_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    sizes = ["--batch-sizes", "4", "64", "--updates", "60", "--lr", "0.02", "--out", "one"]
+    sizes = ["--batch-sizes", "4,64", "--updates", "60", "--lr", "0.02", "--out", "one"]
     assert main(["loss-oscillation", "digits", *sizes]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[1:3]] == [["4", "60"], ["64", "60"]]

@@ -412,3 +412,10 @@ def test_the_picture_shows_the_probes_the_batch_and_the_layers() -> None:
     assert f"{found.estimates['b_simple'].value:.3g} examples" in NOISE_SCALE.caption(
         found.measured
     )
+
+
+def test_too_few_probes_are_refused_by_the_name_of_the_option(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["noise-scale", "digits", "--max-probes", "3"]) == 2
+    assert capsys.readouterr().err == "anybatch: --max-probes must be >= 4, got 3\n"

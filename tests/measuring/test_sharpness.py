@@ -377,6 +377,7 @@ def test_the_command_says_the_edge_and_what_is_beyond_it(
     quick = ["sharpness", "digits", "--examples", "100", "--repeats", "2"]
     assert main([*quick, "--out", "one"]) == 0
     said = capsys.readouterr().out
+    assert "after 0 updates, on 2 x about 100 training examples" in said
     assert "at lr 0.1; the edge is at 1.36" in said
     assert "beyond-the-edge" not in said
     assert main([*quick, "--set", "optimizer.lr=9", "--out", "two"]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -41,13 +42,47 @@ def test_a_plan_comes_back_from_strict_json(plan: Plan) -> None:
 def test_words_never_leave_a_number_bare() -> None:
     first, second, third, *_ = PLAN.lines()
     assert first.startswith(f"batch size {PLAN.batch_size:,} (any of ")
-    assert second.startswith(f"lr {PLAN.recipe.optimizer.lr:.3g} with sgd")
+    assert second.startswith(f"lr {PLAN.recipe.optimizer.lr:.3g} (")
+    assert ", 95 %) with sgd" in second
     assert third.count("80 %") == 2
     assert "not known" in FAR.lines()[2] or "at least" in FAR.lines()[2]
     assert "None" not in "\n".join(FAR.lines())
     for name in ("batch-size", "lr", "schedule"):
         assert name in {reason.name for reason in PLAN.reasons}
     assert "batch size" in PLAN._repr_html_()
+
+
+def test_an_unknown_time_is_said_once_and_a_plan_without_a_pilot_blames_no_target() -> None:
+    told = FAR.lines()
+    assert told[2].count("not known") == 1
+    assert not any(line.count("not known") > 1 for line in told)
+    early = dataclasses.replace(FAR, partial="ended by Ctrl-C during the lr range", pilot={})
+    assert early.lines()[3].endswith(": not known: it ended before a pilot that tells")
+
+
+def test_a_present_choice_of_unknown_seconds_still_has_its_excess() -> None:
+    request = dataclasses.replace(FAR.request, recipe=dataclasses.replace(
+        FAR.request.recipe, batch_size=FAR.batch_size + 1))  # fmt: skip
+    excess = Estimate(value=0.5, low=0.25, high=1.0, unit="of the seconds", level=0.8)
+    predictions = dict(FAR.predictions) | {"excess_of_present": excess}
+    told = dataclasses.replace(FAR, request=request, predictions=predictions).lines()[-1]
+    assert f"pilot: +50 % time (+25 to +100, 80 %) than at {FAR.batch_size:,}" in told
+
+
+def test_the_learning_rate_has_its_interval_or_is_said_to_have_none() -> None:
+    def second(low: float, high: float) -> str:
+        lr = Estimate(value=0.559, low=low, high=high, level=0.95)
+        return dataclasses.replace(PLAN, predictions=dict(PLAN.predictions) | {"lr": lr}).lines()[1]
+
+    assert "(0.25 to 1, 95 %) with sgd" in second(0.25, 1.0)
+    assert "(0.25 or more, 95 %) with sgd" in second(0.25, math.inf)
+    assert "(not measured) with sgd" in second(0.0, math.inf)
+
+
+def test_a_batch_size_outside_of_the_near_optimal_ones_is_not_said_to_be_one_of_them() -> None:
+    kept = dataclasses.replace(PLAN, near_optimal=(PLAN.batch_size + 1, PLAN.batch_size + 2))
+    assert "any of" not in kept.lines()[0]
+    assert "not worth the move" in kept.lines()[0]
 
 
 def test_what_would_change_it_is_told() -> None:

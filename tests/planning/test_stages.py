@@ -59,9 +59,9 @@ def test_a_ramp_and_short_trainings_fit_the_budget_where_updates_are_quick() -> 
         for each in (1e-4, 1e-3, 1e-2):
             ramp, probe = ramp_and_probe_updates(seconds, each)
             assert 40 <= ramp <= 100
-            assert 15 <= probe <= 100
-            if probe > 15:
-                assert (0.85 * 60 + 8.6 * probe) * each <= 1.1 * seconds
+            assert 12 <= probe <= 100
+            if probe > 12:
+                assert (0.85 * 60 + 11.0 * probe) * each <= 1.1 * seconds
     assert ramp_and_probe_updates(1.0, 0.0) == (100, 100)
 
 

@@ -214,7 +214,11 @@ def test_the_points_of_the_picture_are_the_predictions(page: str, plan: Plan) ->
 
 @pytest.mark.parametrize(
     ("reached", "factor", "said"),
-    [(True, 1.0, "inside"), (True, 99.0, "outside"), (False, 1.0, "not reached, so outside")],
+    [
+        (True, 1.0, "inside"),
+        (True, 99.0, "outside, in seconds"),
+        (False, 1.0, "not reached, so outside"),
+    ],
 )
 def test_a_run_begins_with_predicted_against_actual(
     tmp_path: Path, plan: Plan, reached: bool, factor: float, said: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from anybatch.commands.measure import exit_code, measure, summary_of
+from anybatch.commands.study import batch_sizes_of
 from anybatch.measurement import Estimate, Measurement
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def loss_oscillation(options: LossOscillation) -> int:
     )
 
     settings = LossOscillationSettings(
-        batch_sizes=options.batch_sizes,
+        batch_sizes=batch_sizes_of(",".join(options.batch_sizes) or None),
         num_updates=options.updates,
         lr=options.lr,
         max_examples=options.max_examples,

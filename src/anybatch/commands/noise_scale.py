@@ -6,12 +6,15 @@ import shlex
 from typing import TYPE_CHECKING
 
 from anybatch.commands.measure import estimate_rows, exit_code, measure, summary_of
+from anybatch.errors import InputError
 from anybatch.measurement import Measurement
 
 if TYPE_CHECKING:
     from anybatch.options.noise_scale import NoiseScale
 
 __all__ = ["noise_scale", "summary"]
+
+_FEWEST_PROBES = 4  # of which an interval can be told
 
 _MEANING = {
     "b_simple": "batch whose gradient is half noise",
@@ -30,6 +33,8 @@ def noise_scale(options: NoiseScale) -> int:
     """
     from anybatch.measuring.noise_scale import NoiseScaleSettings, measure_noise_scale
 
+    if options.max_probes < _FEWEST_PROBES:
+        raise InputError("--max-probes", f"must be >= {_FEWEST_PROBES}", options.max_probes)
     settings = NoiseScaleSettings(
         examples_per_probe=options.examples_per_probe,
         precision=options.precision,
@@ -82,7 +87,7 @@ def of_batch(measured: Measurement) -> str:
         return f"your batch of {size} has no noise at all"
     share = 1.0 / (1.0 + size / found.value)
     return (
-        f"your batch of {size} is {size / found.value:.2g} x B_simple: {share:.0%} of its squared "
-        f"gradient is noise; {2 * size} would halve the noise, {found.value:.0f} makes it half of "
-        "the whole"
+        f"your batch of {size} is {size / found.value:.2g} x B_simple: {100 * share:.0f} % of its "
+        f"squared gradient is noise; {2 * size} would halve the noise, {found.value:.0f} makes it "
+        "half of the whole"
     )

@@ -24,6 +24,7 @@ __all__ = ["explain", "make", "plan_of"]
 
 _SHOWN_REASONS = ("batch-size", "lr", "schedule", "averaging")
 _MOST_ROWS = 14
+_PRICED_FROM = "trained from the first update on, each size with its own best lr; 80 % intervals"
 
 
 def make(options: MakePlan) -> int:
@@ -97,10 +98,12 @@ def _why(plan: Plan, names: tuple[str, ...]) -> list[str]:
 
 
 def _cost(plan: Plan) -> str:
-    parts = [f"{name} {seconds:.1f} s" for name, seconds in plan.cost.items()]
-    measuring = sum(seconds for name, seconds in plan.cost.items() if name != "pilot")
-    told = f"cost: {measuring:.1f} s of measuring ({plan.procedure} procedure: {', '.join(parts)})"
-    return told + "; the pilot is the beginning of the run"
+    stages = {name: seconds for name, seconds in plan.cost.items() if name != "pilot"}
+    parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in stages.items())
+    told = f"cost: {sum(stages.values()):.1f} s of measuring ({plan.procedure} procedure: {parts})"
+    if "pilot" not in plan.cost:
+        return told
+    return f"{told}; {plan.cost['pilot']:.1f} s of pilot, which is the beginning of the run"
 
 
 def plan_of(path: Path) -> tuple[Run, Plan]:
@@ -133,7 +136,7 @@ def explain(options: Explain) -> int:
     lines = [*plan.lines(), "", "why"]
     lines += [f"  {reason.name}: {reason.sentence}" for reason in plan.reasons]
     lines += ["", "what would change it", *(f"  {sentence}" for sentence in plan.would_change)]
-    lines += ["", _price_table(plan), "", _predictions(plan), ""]
+    lines += ["", _price_table(plan), _PRICED_FROM, "", _predictions(plan), ""]
     lines += [f"! {finding}" for finding in plan.findings]
     lines.append(_cost(plan))
     if same is not None:
@@ -195,7 +198,15 @@ def _mark(price: Price, plan: Plan) -> str:
 def _cell(estimate: Estimate) -> str:
     if estimate.value is None:
         return str(estimate) if math.isfinite(estimate.low) else "not known"
-    return f"{estimate.value:,.4g} ({estimate.low:,.3g} to {estimate.high:,.3g})"
+    value, low, high = (_number(n) for n in (estimate.value, estimate.low, estimate.high))
+    return f"{value} ({low} to {high})"
+
+
+def _number(value: float) -> str:
+    """Three digits at least, and no exponent in front of the point."""
+    if not math.isfinite(value):
+        return "without end"
+    return f"{value:,.0f}" if abs(value) >= 100.0 else f"{value:.3g}"
 
 
 def _predictions(plan: Plan) -> str:

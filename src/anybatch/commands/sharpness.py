@@ -49,4 +49,18 @@ def summary(measured: Measurement) -> str:
         "edge_lr": "above it the whole gradient would diverge",
     }
     rows = [[n, value, span, text] for n, value, span, _, text in estimate_rows(measured, meaning)]
-    return summary_of(measured, ["sharpness", "value", "95 % interval", ""], rows)
+    return "\n".join(
+        [
+            _on_what(measured),
+            summary_of(measured, ["sharpness", "value", "95 % interval", ""], rows),
+        ]
+    )
+
+
+def _on_what(measured: Measurement) -> str:
+    """At which point of the training, and on which examples, in words."""
+    given = measured.settings
+    sets = f"{given['repeats']} x about {given['num_examples']:,} training examples"
+    if given["is_whole_set"]:
+        sets = f"all {given['examples_per_repeat']:,} training examples"
+    return f"after {given['after_updates']:,} updates, on {sets}"

@@ -19,8 +19,8 @@ class LossOscillation(MeasurementOptions):
     Example: anybatch loss-oscillation digits --batch-sizes 1 8 64 --lr 0.02
     """
 
-    batch_sizes: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")] = ()
-    """By default the recipe's times 1/16, 1/4, 1, 4 and 16."""
+    batch_sizes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="B ...")] = ()
+    """As in 1 8 64, or 1,8,64; by default the recipe's times 1/16, 1/4, 1, 4 and 16."""
     updates: Annotated[int, tyro.conf.arg(metavar="N")] = 1000
     """Trained at each batch size."""
     lr: Annotated[float | None, tyro.conf.arg(metavar="LR")] = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
@@ -15,7 +16,7 @@ __all__ = ["MeasurementOptions"]
 class MeasurementOptions:
     """What is measured, and where the result goes."""
 
-    task: tyro.conf.Positional[str]
+    task: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="TASK")]]
     """Built-in name (see `anybatch tasks`) or package.module:function."""
     recipe: Name = None
     """Shipped name, TOML file or package.module:function; by default the one that fits the task."""
@@ -24,6 +25,6 @@ class MeasurementOptions:
     data: Folder = None
     """Folder of data sets; by default ANYBATCH_DATA, then ./data."""
     out: Folder = None
-    """New folder for the measurement; by default one below runs/."""
+    """New folder for the result; by default one below runs/."""
     json: Flag = False
     """Print one JSON document on standard output and nothing else."""

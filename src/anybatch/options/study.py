@@ -25,7 +25,7 @@ class StudyBatchSize:
     Example: anybatch study batch-size digits --target 0.95 --batch-sizes 8,32,128 --lr 0.1
     """
 
-    task: tyro.conf.Positional[str]
+    task: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="TASK")]]
     """Built-in name (see `anybatch tasks`) or package.module:function."""
     recipe: Name = None
     """Shipped name, TOML file or package.module:function; by default the one that fits the task."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -101,7 +102,8 @@ class Composer:
         """
         usual, present = self.calibration.unmeasured_median, self.request.present_batch_size
         least = min(present, max(_LEAST_PILOT, present // 8))
-        most = max(least, self.request.num_examples // 8)
+        timed = 2 * int(self.time_model.sizes.max()) * self.request.ranks  # no leap into the dark
+        most = max(least, min(timed, self.request.num_examples // 8))
         sizes = [size for size in self.sizes if least <= size <= most] or self.sizes[:1]
         return pilot_batch_size(self.time_model, sizes, usual, ranks=self.request.ranks)
 
@@ -379,19 +381,36 @@ class Composer:
 
     def _findings(self, predictions: Mapping[str, Estimate]) -> list[Finding]:
         names = sorted(self.measurements, key=_stage_of)  # the same order from disk
-        found = [f for name in names for f in self.measurements[name].findings]
+        found = [f for name in names for f in self._own_findings(self.measurements[name])]
         found[:0] = self._divergence()
         seconds = predictions["seconds"]
-        if seconds.value is None:
+        if self.pilot is not None and (seconds.value is None or math.isinf(seconds.high)):
+            why = seconds.reason or "more than a tenth of the draws never get there"
             found.insert(0, Finding(
                 name="target-far",
-                sentence=f"the target {self.request.target} may not be reached: {seconds.reason}",
+                sentence=f"the target {self.request.target} may not be reached: {why}",
                 advice="ask for less, or train a larger model; anybatch doctor looks for faults",
+            ))  # fmt: skip
+        if "pilot" not in self.measurements:
+            found.insert(0, Finding(
+                name="no-pilot",
+                sentence="no pilot was trained, so nobody knows how far the target is",
+                advice="let anybatch plan come to its end",
             ))  # fmt: skip
         unique: dict[str, Finding] = {}
         for finding in found:
             unique.setdefault(finding.name, finding)
         return list(unique.values())
+
+    def _own_findings(self, measured: Measurement) -> list[Finding]:
+        """Of a measurement; what its own command can do better is told as that command."""
+        command = f"anybatch {measured.kind} {self.request.task.get('name') or 'TASK'} "
+        return [
+            dataclasses.replace(finding, advice=command + finding.advice)
+            if finding.advice.startswith("--")
+            else finding
+            for finding in measured.findings
+        ]
 
     def _divergence(self) -> list[Finding]:
         """That a pilot diverged at the lr of the range test, where one did."""

@@ -131,10 +131,13 @@ def schedule_of(
         pilot: its looks.
     """
     optimizer, updates = request.recipe.optimizer, predictions["updates"].value
+    if updates is None:  # as long as the present recipe would train
+        clock = recipe_clock(request.recipe, request.num_examples)
+        updates = (clock.total_examples or 0) / batch_size
     return choose_schedule(
         optimizer_kind=optimizer.name,
         has_target=True,
-        planned_updates=None if updates is None else max(1, round(updates)),
+        planned_updates=max(1, round(updates)),
         has_plateau=request.recipe.plateau is not None,
         batch_size=batch_size,
         pilot_examples=None if pilot is None else int(pilot.samples["examples"][-1]),

@@ -28,7 +28,7 @@ def reasons_of(composer: Composer, decision: Decision, recipe: Recipe) -> list[R
     """
     found = [
         Reason(name="batch-size", sentence=sentence, measurement=_source(sentence))
-        for sentence in decision.reasons
+        for sentence in (*_kept(decision), *decision.reasons)
     ]
     found += _lr_reasons(composer, decision.batch_size)
     found.append(_schedule_reason(composer, decision.batch_size))
@@ -40,6 +40,22 @@ def reasons_of(composer: Composer, decision: Decision, recipe: Recipe) -> list[R
         found.append(Reason(name="averaging", sentence=sentence))
     found += _decay_reason(composer, recipe)
     return found
+
+
+def _kept(decision: Decision) -> list[str]:
+    """Why the present size stays where another one is proposed."""
+    size, other = decision.batch_size, decision.choice.batch_size
+    if size == other:
+        return []
+    stays = f"the present batch size, {size:,}, stays"
+    gain, near = 100.0 * decision.expected_gain, decision.near_optimal
+    if size in near:
+        return [f"{stays}: it is among the fastest, {near[0]:,} to {near[-1]:,}"]
+    saved = f"{other:,} is expected to save {gain:.0f} % of the time"
+    if gain <= 5.0:
+        return [f"{stays}: {saved}, and a move must save more than 5 %"]
+    risk = f"{100.0 * decision.probability_worse:.0f} %"
+    return [f"{stays}: {saved}, but is more than 10 % slower with probability {risk}"]
 
 
 def _source(sentence: str) -> str:
@@ -163,7 +179,7 @@ def would_change(composer: Composer, decision: Decision) -> list[str]:
     if shares:
         name = max(shares, key=shares.__getitem__)
         found.append(f"the time to the target is unsure mostly because of the {name}")
-    if size == decision.present_batch_size and decision.choice.batch_size != size:
+    if size == decision.present_batch_size and decision.expected_gain > 0.0:
         found.append(
             f"a clearer measurement: {decision.choice.batch_size:,} looks better than the present "
             f"{size:,}, but not by enough"

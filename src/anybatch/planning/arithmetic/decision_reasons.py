@@ -55,6 +55,8 @@ def _present(decision: Decision) -> tuple[str, ...]:
         f"(80 %: {_percent(excess.low)} to {_percent(excess.high)})"
     )
     gain = f"{100.0 * decision.expected_gain:.0f} % of the time are expected to be saved"
+    if decision.expected_gain < 0.005:
+        gain = "no time is expected to be saved"
     risk = (
         f"it is more than 10 % slower with probability {100.0 * decision.probability_worse:.0f} %"
     )

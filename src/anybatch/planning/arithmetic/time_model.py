@@ -25,6 +25,7 @@ __all__ = ["AllReduce", "TimeDraws", "TimeModel"]
 _Array = NDArray[np.float64]
 
 _TWO_SIDED_95 = 1.96
+_LEAST_GROWTH = 0.25  # seconds per example beyond what was timed, over their average up to there
 _BUCKET_BYTES = 25 * 2**20  # the most of a gradient that travels in one message
 
 
@@ -152,13 +153,15 @@ class TimeDraws:
     def _pass(self, examples: _Array) -> _Array:
         """t(b), (draws, sizes): linear between knots and beyond them.
 
-        Below the first knot never less than in proportion to it, above the last never less than at
-        it: no scatter makes an extrapolated time negative.
+        Below the first knot never less than in proportion to it; above the last the further
+        examples cost at least a quarter of what those up to it cost on average: no scatter of a
+        few timings makes larger batches free.
         """
         line = self.seconds @ _hats(self.knots, examples).T
         first, last = self.seconds[:, :1], self.seconds[:, -1:]
         below = np.maximum(line, first * examples / self.knots[0])
-        above = np.maximum(line, last)
+        beyond = np.maximum(examples / self.knots[-1] - 1.0, 0.0)
+        above = np.maximum(line, last * (1.0 + _LEAST_GROWTH * beyond))
         is_below, is_above = examples < self.knots[0], examples > self.knots[-1]
         return np.where(is_below, below, np.where(is_above, above, line))
 
