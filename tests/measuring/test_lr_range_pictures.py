@@ -189,7 +189,7 @@ def test_estimates_of_several_units_have_no_picture() -> None:
         "one": Estimate(value=1.0, unit="examples"),
         "other": Estimate(value=2.0, unit="seconds"),
     }
-    mixed = measurement(ramp(), kind="throughput", estimates=estimates)
+    mixed = measurement(ramp(), kind="other", estimates=estimates)
     assert measurement_picture(mixed, "picture") is None
     one = replace(mixed, estimates={"one": estimates["one"]})
     picture = measurement_picture(one, "picture")

@@ -225,7 +225,7 @@ def test_a_pilot_that_always_diverges_gives_a_plan_without_numbers(
     monkeypatch.setattr(Explosive, "most", 1e-4)
     plan = planned(tmp_path / "plan", task_of(build_model=Explosive))
     assert plan.predictions["seconds"].value is None
-    assert [finding.name for finding in plan.findings][:2] == ["target-far", "pilot-diverged"]
+    assert plan.findings[0].name == "pilot-diverged"
     assert plan.pilot == {}
     assert Run(tmp_path / "plan").status.update == 0
 

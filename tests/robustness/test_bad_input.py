@@ -145,7 +145,7 @@ ARGUMENTS = [
     ([*DIGITS, "--extend", "1 epoch"], "--extend must come with --resume DIR, got 1 epoch"),
     ([*DIGITS, "--colour", "red"], "arguments must be understood: Unrecognized options: --colour"),
     ([*DIGITS, "--sed", "3"], "Unrecognized options: --sed, 3; did you mean --seeds?"),
-    (["trian", "digits"], "Available subcommands: train, lr-range, report, compare, tasks, recipe"),
+    (["trian", "digits"], "Available subcommands: train, plan, explain, calibration, lr-range,"),
     (["train", "--resume", "nowhere"], "run must be a folder with a recipe.json, got nowhere"),
     (["train", "digits", "--out", "/dev/null/run"], "/dev/null/run must be writable, got Not a d"),
     (["train", "digits", "--out", "/proc/run"], "/proc/run must be writable, got No such file or"),
