@@ -20,7 +20,7 @@ DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 .PHONY: demo test lint bench gpu-check clean
 
 demo: $(VENV)/.installed
-	$(BIN)/anybatch plan digits --target 0.98 --out $(DEMO)/plan
+	$(BIN)/anybatch plan digits --target 0.99 --out $(DEMO)/plan
 	$(BIN)/anybatch train digits --plan $(DEMO)/plan/plan.json --out $(DEMO)/train
 	$(BIN)/anybatch report $(DEMO)/plan $(DEMO)/train --out $(DEMO)/report.html
 

@@ -37,6 +37,7 @@ _Array = NDArray[np.float64]
 
 _NUM_DRAWS = 2000
 _CLOCK_SPREAD = 0.08  # of the natural log: what a machine's speed changes within minutes
+_STARTING_SECONDS = 0.03  # at most: the first updates after a checkpoint are slower
 _PASSAGE_SPREAD = 0.12  # of the natural log of all updates: when a noisy evaluation meets a target
 _LEAST_PILOT = 16  # examples an update, unless the present recipe has fewer
 _AFTER_DIVERGENCE = 0.25  # of the lr, for the next pilot
@@ -345,12 +346,13 @@ class Composer:
         late = 1.0 + rng.uniform(size=len(rest)) / LOOKS
         passage = np.exp(_PASSAGE_SPREAD * rng.standard_normal(len(rest)))
         rest = np.maximum(0.0, (done + rest) * late * passage - done)
+        starting = _STARTING_SECONDS * rng.uniform(size=len(rest)) ** 3
         clock = np.exp(_CLOCK_SPREAD * rng.standard_normal(len(rest)))
         seconds = clock * posterior.time.seconds_per_update([size], ranks=ranks)[:, 0]
         found = {
             "updates": summary(done + rest, weights, "updates"),
             "examples": summary(seen + rest * size, weights, "examples"),
-            "seconds": summary(spent + rest * seconds, weights, "seconds"),
+            "seconds": summary(spent + starting + rest * seconds, weights, "seconds"),
         }
         present = self.request.present_batch_size
         there = posterior.seconds_to_target([present], ranks)[:, 0]
