@@ -16,7 +16,7 @@ __all__ = ["Event", "name_event"]
 _CHANCE = math.log(10.0)
 _NEAR_CHANCE, _FAR_FROM_CHANCE = 0.1, 0.5
 _END = 5  # hundreds
-_LEARNT = 0.5
+_LEARNT = 1.8  # loss of a hundred: clearly better than guessing, log(10) = 2.3
 
 
 class Event(NamedTuple):
@@ -25,7 +25,7 @@ class Event(NamedTuple):
     Attributes:
         name: "none", "spikes", "collapse" or "blow-up".
         update: before which it began; None where nothing did.
-        worst: largest mean loss of a hundred after the first below 0.5; None where there is none.
+        worst: largest mean loss of a hundred after the first below 1.8; None where there is none.
     """
 
     name: str
@@ -36,10 +36,10 @@ class Event(NamedTuple):
 def name_event(hundreds: Sequence[float | None]) -> Event:
     """The named event of a training of ten classes, where it happened, and the worst hundred.
 
-    "collapse": it had been below 0.5 and the last five hundreds lie within log(10) - 0.1 and
+    "collapse": it had been below 1.8 and the last five hundreds lie within log(10) - 0.1 and
     log(10) + 0.5, the loss of a network that knows nothing; at the first hundred of that end.
     "blow-up": `anybatch.measuring.blow_up` finds that the loss has risen for good, or it was not
-    finite. "spikes": a hundred, after the first one below 0.5, lay at or above log(10) - 0.1, and
+    finite. "spikes": a hundred, after the first one below 1.8, lay at or above log(10) - 0.1, and
     the loss came back; at the first one. "none": none of them.
 
     Args:
