@@ -25,12 +25,27 @@ from anybatch.study import Study
 COMMANDS = [
     [],
     ["train"],
+    ["plan"],
+    ["explain"],
+    ["calibration"],
+    ["lr-range"],
+    ["throughput"],
+    ["noise-scale"],
+    ["loss-oscillation"],
+    ["sharpness"],
+    ["doctor"],
+    ["study"],
+    ["study", "batch-size"],
+    ["study", "resume"],
+    ["report"],
+    ["compare"],
     ["tasks"],
     ["recipe"],
     ["recipe", "list"],
     ["recipe", "show"],
     ["recipe", "check"],
     ["recipe", "diff"],
+    ["recipe", "preview"],
 ]
 SHORT = ["--set", "duration=40 updates", "--set", "stopping.evaluate_every=20 updates"]
 

@@ -33,6 +33,10 @@ BROKEN_ARROWS = {
     "a command about runs reaches torch": ("commands/compare.py", "import anybatch.world"),
     "drawing reaches torch": ("drawing.py", "import torch"),
     "drawing reaches numpy": ("drawings/lr_range.py", "import numpy"),
+    "a plan reaches planning": ("plan.py", "import anybatch.planning.compose"),
+    "arithmetic of plans reaches torch": ("planning/arithmetic/decision.py", "import torch"),
+    "measuring reaches planning": ("measuring/noise_scale.py", "import anybatch.planning.ledger"),
+    "curvature reaches the task": ("curvature/hvp.py", "import anybatch.task"),
     "a noun reaches reporting": ("measurement.py", "import anybatch.reporting.page"),
     "a noun reaches measuring": ("run.py", "import anybatch.measuring.lr_range"),
 }

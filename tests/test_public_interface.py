@@ -96,7 +96,7 @@ def test_nouns_are_imported_without_torch() -> None:
         "controllers", "errors", "measurement", "progress", "recipe", "recipe_file",
         "recipe_mapping", "recipe_parts", "records", "run", "schedules", "study", "durations",
         "schedule_parts", "plain_schedules", "stepped_schedules", "cyclic_schedules", "course",
-        "preview", "drawing", "drawings.lr_range",
+        "preview", "drawing", "drawings.lr_range", "drawings.table", "drawings.plan", "plan",
     ]  # fmt: skip
     imports = "".join(f"import anybatch.{noun}\n" for noun in nouns)
     public = "InputError Patience Measurement Recipe load_recipe EvalRecord Run Study Cosine epochs"
@@ -127,6 +127,15 @@ HELP = [
     ["train", "--help"],
     ["recipe", "show", "--help"],
     ["lr-range", "--help"],
+    ["plan", "--help"],
+    ["explain", "--help"],
+    ["calibration", "--help"],
+    ["throughput", "--help"],
+    ["noise-scale", "--help"],
+    ["loss-oscillation", "--help"],
+    ["sharpness", "--help"],
+    ["doctor", "--help"],
+    ["study", "batch-size", "--help"],
     ["report", "--help"],
     ["compare", "--help"],
     ["recipe", "preview", "--help"],
