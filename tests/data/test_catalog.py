@@ -43,7 +43,7 @@ def test_the_status_does_not_import_torch(tmp_path):
 def test_the_status_tells_what_was_found_and_where_it_was_looked_for(tmp_path):
     before = {row.name: row for row in catalog_status(tmp_path)}
     assert [name for name, row in before.items() if row.found] == ["digits"]
-    write_mnist(tmp_path, "FashionMNIST", gzipped=False)
+    write_mnist(tmp_path, "FashionMNIST", packed=False)
     write_cifar(tmp_path, binary=True)
     rows = {row.name: row for row in catalog_status(tmp_path)}
     assert [name for name, row in rows.items() if row.found] == [

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
 import pickle
 
 import numpy as np
 import pytest
 import torch
-from data_files import cifar_images, idx_bytes, write_cifar, write_mnist
+from data_files import cifar_images, gzipped, idx_bytes, write_cifar, write_mnist
 
 from anybatch.data.cifar10 import load_cifar10
 from anybatch.data.digits import load_digits
@@ -37,13 +36,13 @@ def test_the_digits_are_split_the_same_way_always():
     assert abs(batch.inputs.std().item() - 1) < 0.01
 
 
-@pytest.mark.parametrize("gzipped", [True, False])
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize(
     ("name", "load", "mean", "std"),
     [("MNIST", load_mnist, 0.1307, 0.3081), ("FashionMNIST", load_fashion_mnist, 0.2860, 0.3530)],
 )
-def test_mnist_is_read_gzipped_or_not(tmp_path, name, load, mean, std, gzipped):
-    arrays = write_mnist(tmp_path, name, gzipped=gzipped)
+def test_mnist_is_read_gzipped_or_not(tmp_path, name, load, mean, std, packed):
+    arrays = write_mnist(tmp_path, name, packed=packed)
     splits = load(tmp_path)
     assert splits.input_shape == (1, 28, 28)
     assert splits.num_outputs == len(splits.class_names) == 10
@@ -103,29 +102,29 @@ IMAGES = np.zeros((12, 28, 28), dtype=np.uint8)
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        (TRAIN_IMAGES, gzip.compress(idx_bytes(IMAGES))[:-9], "must be a whole gzip file, got Com"),
+        (TRAIN_IMAGES, gzipped(idx_bytes(IMAGES))[:-9], "must be a whole gzip file, got Com"),
         (TRAIN_IMAGES, b"\x1f\x8b\x08\x00junk junk junk", "must be a whole gzip file"),
         (TRAIN_IMAGES, idx_bytes(IMAGES), "must be a whole gzip file, got Not a gzipped file"),
-        (TRAIN_IMAGES, gzip.compress(b"\x00\x00\x0d\x03" + bytes(99)), "must be an IDX file of"),
-        (TRAIN_IMAGES, gzip.compress(b"\x00\x00\x08\x00" + bytes(99)), "must be an IDX file of"),
-        (TRAIN_IMAGES, gzip.compress(b""), "must be an IDX file of unsigned bytes"),
-        (TRAIN_IMAGES, gzip.compress(b"\x00\x00\x08\x03\x00"), "must hold"),
+        (TRAIN_IMAGES, gzipped(b"\x00\x00\x0d\x03" + bytes(99)), "must be an IDX file of"),
+        (TRAIN_IMAGES, gzipped(b"\x00\x00\x08\x00" + bytes(99)), "must be an IDX file of"),
+        (TRAIN_IMAGES, gzipped(b""), "must be an IDX file of unsigned bytes"),
+        (TRAIN_IMAGES, gzipped(b"\x00\x00\x08\x03\x00"), "must hold"),
         (
             TRAIN_IMAGES,
-            gzip.compress(idx_bytes(IMAGES)[:-1]),
+            gzipped(idx_bytes(IMAGES)[:-1]),
             "must hold 9408 bytes after its header for shape (12, 28, 28), got 9407",
         ),
-        (TRAIN_IMAGES, gzip.compress(idx_bytes(IMAGES) + b"x"), "must hold 9408 bytes"),
-        (TRAIN_IMAGES, gzip.compress(idx_bytes(IMAGES[:, :20])), "must hold 28x28 images, got"),
-        (TRAIN_IMAGES, gzip.compress(idx_bytes(IMAGES[0, 0])), "must hold 28x28 images, got"),
+        (TRAIN_IMAGES, gzipped(idx_bytes(IMAGES) + b"x"), "must hold 9408 bytes"),
+        (TRAIN_IMAGES, gzipped(idx_bytes(IMAGES[:, :20])), "must hold 28x28 images, got"),
+        (TRAIN_IMAGES, gzipped(idx_bytes(IMAGES[0, 0])), "must hold 28x28 images, got"),
         (
             TRAIN_LABELS,
-            gzip.compress(idx_bytes(IMAGES[:11, 0, 0])),
+            gzipped(idx_bytes(IMAGES[:11, 0, 0])),
             "must hold 12 labels, as many as train-images-idx3-ubyte.gz has images, got",
         ),
         (
             TEST_LABELS,
-            gzip.compress(idx_bytes(np.array([1, 2, 10, 11, 0], dtype=np.uint8))),
+            gzipped(idx_bytes(np.array([1, 2, 10, 11, 0], dtype=np.uint8))),
             "must hold labels 0 ... 9, got 10 at example 2",
         ),
     ],

@@ -56,13 +56,13 @@ def write_mnist(root: Path, **changed: bytes) -> None:
         images = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
         labels = random.integers(0, 10, count, dtype=np.uint8)
         for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
-            content = changed.get(f"{stem}_{kind[:6]}", gzip.compress(_idx(array)))
+            content = changed.get(f"{stem}_{kind[:6]}", gzip.compress(_idx(array), mtime=0))
             (folder / f"{stem}-{kind}-ubyte.gz").write_bytes(content)
 
 
 def whole_labels(*labels: int) -> bytes:
     """A gzipped IDX file with these labels."""
-    return gzip.compress(_idx(np.array(labels, dtype=np.uint8)))
+    return gzip.compress(_idx(np.array(labels, dtype=np.uint8)), mtime=0)
 
 
 class MaliciousPickle:
