@@ -23,7 +23,7 @@ import torch
 
 import anybatch as ab
 from anybatch.training.environment import describe_environment
-from anybatch.training.feed import Portion
+from anybatch.training.portion import Portion
 from anybatch.world import World
 
 Check = Callable[[str], dict[str, Any]]

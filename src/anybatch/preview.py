@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from anybatch.course import Course, check_momentum, recipe_clock
 from anybatch.errors import InputError
-from anybatch.recipe import AdamSettings, AdamWSettings, OptimizerSettings, Recipe
+from anybatch.recipe import AdamSettings, AdamWSettings, LAMBSettings, OptimizerSettings, Recipe
 from anybatch.schedules import resolve_schedule, value_at
 
 __all__ = ["PreviewRow", "outline", "plateau_sentence", "preview"]
@@ -122,7 +122,7 @@ def plateau_sentence(recipe: Recipe, examples_per_epoch: int, rows: Sequence[Pre
 
 
 def _momentum(optimizer: OptimizerSettings) -> float:
-    if isinstance(optimizer, (AdamSettings, AdamWSettings)):
+    if isinstance(optimizer, (AdamSettings, AdamWSettings, LAMBSettings)):
         return optimizer.beta1
     return optimizer.momentum
 

@@ -8,199 +8,90 @@ itself; what depends on the data (a batch larger than the set) is checked when i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, TypeAlias
+from typing import Literal
 
 from anybatch.errors import InputError
+from anybatch.recipe_batch import AdaptiveBatchSize, BatchNormSettings, LocalUpdates, ScalingRule
+from anybatch.recipe_checks import require, require_choices, require_positive
+from anybatch.recipe_gradient import (
+    AdditiveNoise,
+    BlockSettings,
+    ClipGlobalNorm,
+    GradientPenalty,
+    GradientTransform,
+    MultiplicativeNoise,
+    NormalizeGradient,
+    SharpnessAware,
+)
+from anybatch.recipe_images import Augmentation, Mixup, RandomErasing, RunningMixup
+from anybatch.recipe_optimizers import (
+    AdamSettings,
+    AdamWSettings,
+    LAMBSettings,
+    LARSSettings,
+    MuonSettings,
+    OptimizerSettings,
+    ParameterKinds,
+    RMSpropWarmupSettings,
+    SGDSettings,
+    SGDWSettings,
+)
 from anybatch.recipe_parts import (
-    Augmentation,
     Average,
     ComputeSettings,
     ExponentialAverage,
     LossSettings,
     ModelSettings,
+    Origin,
     PolynomialAverage,
     RecordSettings,
     ReduceOnPlateauSettings,
     Stopping,
     Target,
-    require,
-    require_choices,
-    require_decay_rate,
-    require_not_negative,
-    require_positive,
 )
 from anybatch.schedules import Constant, Duration, Schedule, epochs, grid_of
 
 __all__ = [
     "AdamSettings",
     "AdamWSettings",
+    "AdaptiveBatchSize",
+    "AdditiveNoise",
     "Augmentation",
     "Average",
+    "BatchNormSettings",
+    "BlockSettings",
     "ClipGlobalNorm",
     "ComputeSettings",
     "ExponentialAverage",
+    "GradientPenalty",
     "GradientTransform",
+    "LAMBSettings",
+    "LARSSettings",
+    "LocalUpdates",
     "LossSettings",
+    "Mixup",
     "ModelSettings",
+    "MultiplicativeNoise",
     "MuonSettings",
+    "NormalizeGradient",
     "OptimizerSettings",
+    "Origin",
+    "ParameterKinds",
     "PolynomialAverage",
+    "RMSpropWarmupSettings",
+    "RandomErasing",
     "Recipe",
     "RecordSettings",
     "ReduceOnPlateauSettings",
+    "RunningMixup",
     "SGDSettings",
+    "SGDWSettings",
+    "ScalingRule",
     "Schedules",
+    "SharpnessAware",
     "Stopping",
     "Target",
 ]
-
-
-# --- optimizers ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SGDSettings:
-    """torch's SGD: v <- momentum v + (g + weight_decay w); w <- w - lr v.
-
-    Attributes:
-        lr: step size, > 0 (0 is allowed and moves nothing).
-        momentum: share of the previous step kept, in [0, 1).
-        nesterov: look ahead along the momentum; needs momentum > 0.
-        weight_decay: added to the gradient (coupled), >= 0.
-    """
-
-    name: ClassVar[str] = "sgd"
-    decay_convention: ClassVar[str] = "coupled"
-    lr: float
-    momentum: float = 0.0
-    nesterov: bool = False
-    weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        require_choices(self)
-        require_not_negative("lr", self.lr)
-        require_decay_rate("momentum", self.momentum)
-        require_not_negative("weight_decay", self.weight_decay)
-        if self.nesterov and self.momentum == 0:
-            raise InputError("nesterov", "must come with momentum > 0", self.momentum)
-
-
-def _check_adam(lr: float, beta1: float, beta2: float, epsilon: float, weight_decay: float) -> None:
-    require_not_negative("lr", lr)
-    require_decay_rate("beta1", beta1)
-    require_decay_rate("beta2", beta2)
-    require_positive("epsilon", epsilon)
-    require_not_negative("weight_decay", weight_decay)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AdamSettings:
-    """torch's Adam; decay, if any, is added to the gradient (coupled).
-
-    Attributes:
-        lr: step size, >= 0.
-        beta1: averaging of the gradient, in [0, 1); what a momentum schedule moves.
-        beta2: averaging of the squared gradient, in [0, 1).
-        epsilon: added to the root, > 0.
-        weight_decay: added to the gradient (coupled), >= 0.
-    """
-
-    name: ClassVar[str] = "adam"
-    decay_convention: ClassVar[str] = "coupled"
-    lr: float
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        require_choices(self)
-        _check_adam(self.lr, self.beta1, self.beta2, self.epsilon, self.weight_decay)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AdamWSettings:
-    """torch's AdamW: Adam with w <- (1 - lr weight_decay) w beside the step.
-
-    Attributes:
-        lr: step size, >= 0.
-        beta1: averaging of the gradient, in [0, 1); what a momentum schedule moves.
-        beta2: averaging of the squared gradient, in [0, 1).
-        epsilon: added to the root, > 0.
-        weight_decay: multiplied by lr (decoupled from the gradient), >= 0.
-    """
-
-    name: ClassVar[str] = "adamw"
-    decay_convention: ClassVar[str] = "decoupled"
-    lr: float
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    weight_decay: float = 0.01
-
-    def __post_init__(self) -> None:
-        require_choices(self)
-        _check_adam(self.lr, self.beta1, self.beta2, self.epsilon, self.weight_decay)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MuonSettings:
-    """torch's Muon for hidden matrices, AdamW for every other parameter.
-
-    Muon takes the weights of Linear layers except the last one, which makes the outputs; every
-    other parameter takes AdamW, whose lr follows the same schedule.
-
-    Attributes:
-        lr: Muon's step size, >= 0.
-        momentum: Muon's momentum, in [0, 1).
-        nesterov: look ahead along the momentum.
-        weight_decay: multiplied by lr (decoupled), >= 0; for both kinds of parameter.
-        adjust_lr: "original" scales by sqrt(max(1, rows/columns)), "match_rms_adamw" by
-            0.2 sqrt(max(rows, columns)) so that AdamW's lr can be kept.
-        adamw_lr: AdamW's step size, >= 0.
-    """
-
-    name: ClassVar[str] = "muon"
-    decay_convention: ClassVar[str] = "decoupled"
-    lr: float
-    momentum: float = 0.95
-    nesterov: bool = True
-    weight_decay: float = 0.0
-    adjust_lr: Literal["original", "match_rms_adamw"] = "original"
-    adamw_lr: float = 3e-4
-
-    def __post_init__(self) -> None:
-        require_choices(self)
-        require_not_negative("lr", self.lr)
-        require_decay_rate("momentum", self.momentum)
-        require_not_negative("weight_decay", self.weight_decay)
-        require_not_negative("adamw_lr", self.adamw_lr)
-
-
-OptimizerSettings: TypeAlias = SGDSettings | AdamSettings | AdamWSettings | MuonSettings
-
-# --- gradient transforms ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClipGlobalNorm:
-    """Scale the whole gradient down to a Euclidean norm of at most `max_norm`.
-
-    Attributes:
-        max_norm: in units of the (mean or sum) gradient, > 0.
-    """
-
-    name: ClassVar[str] = "clip-global-norm"
-    max_norm: float
-
-    def __post_init__(self) -> None:
-        require_choices(self)
-        require_positive("max_norm", self.max_norm)
-
-
-GradientTransform: TypeAlias = ClipGlobalNorm
-
-# --- the recipe --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -239,10 +130,17 @@ class Recipe:
             rank's whole share at once. A multiple of the ghost.
         ghost_batch_size: consecutive examples that share BatchNorm statistics, >= 1; None: the
             whole batch, which then cannot be divided.
+        batch_control: of the batch size by the measured noise scale; None: none.
+        batch_norm: which statistics BatchNorm's layers take.
+        communication: of ranks that update on their own; None: they share every gradient.
+        order: of the examples: drawn anew in each epoch, or always that of the data.
         seed: of the initial weights, the order and every draw, >= 0.
         model: one of the package's networks, or None for the task's own.
         schedules: factors over the run.
+        decayed: parameters beside the weights of layers that weight decay applies to.
+        scaling: of the optimizer's settings with the batch size; None: they are as written.
         gradient: transforms of the gradient before the update, in this order.
+        blocks: whose gradients are formed one by one, and penalized or clipped; None: none.
         loss: reduction and label smoothing.
         augmentation: of training images.
         averaging: of the weights, for evaluation and keeping.
@@ -252,6 +150,7 @@ class Recipe:
         records: what is written.
         image_size: side in pixels that a streamed image folder is brought to, >= 1; None: 224.
         description: a sentence for people.
+        origin: where the method was published; None: nowhere.
 
     Example:
         >>> Recipe(optimizer=SGDSettings(lr=0.1), batch_size=32, duration=epochs(2)).batch_size
@@ -263,10 +162,17 @@ class Recipe:
     batch_size: int | Literal["full"] = 128
     micro_batch_size: int | None = None
     ghost_batch_size: int | None = None
+    batch_control: AdaptiveBatchSize | None = None
+    batch_norm: BatchNormSettings = field(default_factory=BatchNormSettings)
+    communication: LocalUpdates | None = None
+    order: Literal["shuffled", "fixed"] = "shuffled"
     seed: int = 0
     model: ModelSettings | None = None
     schedules: Schedules = field(default_factory=Schedules)
+    decayed: ParameterKinds = field(default_factory=ParameterKinds)
+    scaling: ScalingRule | None = None
     gradient: tuple[GradientTransform, ...] = ()
+    blocks: BlockSettings | None = None
     loss: LossSettings = field(default_factory=LossSettings)
     augmentation: Augmentation = field(default_factory=Augmentation)
     averaging: Average | None = None
@@ -276,6 +182,7 @@ class Recipe:
     records: RecordSettings = field(default_factory=RecordSettings)
     image_size: int | None = None
     description: str = ""
+    origin: Origin | None = None
 
     def __post_init__(self) -> None:
         require_choices(self)
@@ -287,7 +194,8 @@ class Recipe:
             if isinstance(size, int):
                 require(name, size, "must be >= 1", size >= 1)
         require("seed", self.seed, "must be in [0, 2**63)", 0 <= self.seed < 2**63)
-        if self.micro_batch_size and self.ghost_batch_size:
-            rule = f"must be a multiple of ghost_batch_size {self.ghost_batch_size}"
-            multiple = self.micro_batch_size % self.ghost_batch_size == 0
-            require("micro_batch_size", self.micro_batch_size, rule, multiple)
+        block = None if self.blocks is None else self.blocks.size
+        for name, size in (("micro_batch_size", self.micro_batch_size), ("blocks.size", block)):
+            if size and self.ghost_batch_size:
+                rule = f"must be a multiple of ghost_batch_size {self.ghost_batch_size}"
+                require(name, size, rule, size % self.ghost_batch_size == 0)

@@ -1,116 +1,55 @@
-"""Parts of a recipe that do not concern the update rule: model, loss, images, stopping, records."""
+"""Parts of a recipe that concern neither update rule nor batch: model, loss, stopping, records."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import math
 import re
-import types
-import typing
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 from anybatch.errors import InputError
+from anybatch.recipe_checks import (
+    require,
+    require_choices,
+    require_decay_rate,
+    require_not_negative,
+    require_positive,
+)
 from anybatch.schedules import Duration, epochs, examples
 
 __all__ = [
-    "Augmentation",
     "Average",
     "ComputeSettings",
     "ExponentialAverage",
     "LossSettings",
     "ModelSettings",
+    "Origin",
     "PolynomialAverage",
     "RecordSettings",
     "ReduceOnPlateauSettings",
     "Stopping",
     "Target",
-    "require",
-    "require_choices",
-    "require_decay_rate",
-    "require_not_negative",
-    "require_positive",
 ]
 
 
-def require(name: str, value: float, rule: str, holds: bool) -> None:
-    """Refuse a value that is not finite or breaks its rule.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """Where a recipe's method was published.
 
-    Args:
-        name: of the field.
-        value: as given.
-        rule: "must be > 0", say.
-        holds: whether the rule is kept.
-
-    Raises:
-        InputError: it is not.
+    Attributes:
+        paper: authors and title.
+        year: of publication; 0: not published.
+        article: number of the article of this package's documentation that describes it; 0: none.
     """
-    if not (math.isfinite(value) and holds):
-        raise InputError(name, rule, value)
 
+    paper: str = ""
+    year: int = 0
+    article: int = 0
 
-def require_choices(settings: Any) -> None:
-    """Refuse a field whose value is of another type than stated, or none of its choices.
-
-    Args:
-        settings: of a dataclass; without this, a mistyped choice would act as another one, and
-            "5 epochs" for a Duration would fail much later.
-
-    Raises:
-        InputError: the first such field.
-    """
-    cls: Any = type(settings)
-    for name, members in _members(cls).items():
-        value = getattr(settings, name)
-        if not any(_fits(value, member) for member in members):
-            raise InputError(name, f"must be {' or '.join(map(_described, members))}", repr(value))
-
-
-@functools.cache
-def _members(cls: type) -> dict[str, tuple[Any, ...]]:
-    """The types that each field may have."""
-    names = {field.name for field in dataclasses.fields(cls)}
-    hints = {n: hint for n, hint in typing.get_type_hints(cls).items() if n in names}
-    unions = (typing.Union, types.UnionType)
-    return {
-        n: typing.get_args(h) if typing.get_origin(h) in unions else (h,) for n, h in hints.items()
-    }
-
-
-def _fits(value: Any, member: Any) -> bool:
-    if typing.get_origin(member) is Literal:
-        return value in typing.get_args(member)
-    if member is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if member is int and isinstance(value, bool):
-        return False
-    return isinstance(value, typing.get_origin(member) or member)
-
-
-def _described(member: Any) -> str:
-    if typing.get_origin(member) is Literal:
-        return f"one of: {', '.join(map(str, typing.get_args(member)))}"
-    known = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    known |= {type(None): "None", Duration: "a Duration, like anybatch.epochs(5)"}
-    return (
-        known.get(member) or f"a {getattr(typing.get_origin(member) or member, '__name__', member)}"
-    )
-
-
-def require_positive(name: str, value: float) -> None:
-    """Refuse anything but a finite number > 0."""
-    require(name, value, "must be > 0", value > 0)
-
-
-def require_not_negative(name: str, value: float) -> None:
-    """Refuse anything but a finite number >= 0."""
-    require(name, value, "must be >= 0", value >= 0)
-
-
-def require_decay_rate(name: str, value: float) -> None:
-    """Refuse anything outside of [0, 1)."""
-    require(name, value, "must be in [0, 1)", 0 <= value < 1)
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require_not_negative("year", self.year)
+        require("article", self.article, "must be in 0 ... 5", 0 <= self.article <= 5)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,10 +59,13 @@ class ModelSettings:
     Attributes:
         name: a name of `anybatch.models` ("resnet9").
         width: factor on the published channel counts, > 0.
+        zero_gamma: begin with the last norm weight of every residual branch at 0, so that each
+            block is the identity; None: as the network was published.
     """
 
     name: str
     width: float = 1.0
+    zero_gamma: bool | None = None
 
     def __post_init__(self) -> None:
         require_choices(self)
@@ -138,41 +80,17 @@ class LossSettings:
         reduction: "mean" divides the summed gradient by the batch size; "sum" does not, so lr acts
             per example: lr_sum = lr_mean / B, and coupled decay_sum = decay_mean * B.
         label_smoothing: share of the target spread evenly over the classes, in [0, 1).
+        coupled: how a loss that couples a batch is divided: "whole" never, "cached-outputs" in two
+            passes: outputs of all micro-batches without graph, then each again with its gradient.
     """
 
     reduction: Literal["mean", "sum"] = "mean"
     label_smoothing: float = 0.0
+    coupled: Literal["whole", "cached-outputs"] = "whole"
 
     def __post_init__(self) -> None:
         require_choices(self)
         require_decay_rate("label_smoothing", self.label_smoothing)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Augmentation:
-    """Random changes of the training images; none by default.
-
-    Attributes:
-        crop_padding: pixels of padding on each side before a random crop back to size, >= 0.
-        padding_mode: what the padding holds: the mirrored image or black (raw value 0).
-        flip: horizontal mirror: "random" draws per epoch, "alternating" draws once per example
-            and then mirrors on every second epoch, so both views are seen in each pair of epochs.
-        cutout_size: side in pixels of a square set to the mean colour, >= 0; may reach over the
-            edge.
-        random_resized_crop: crop 8 % to 100 % of the area at an aspect of 3/4 to 4/3 and resize
-            (streamed image folders only).
-    """
-
-    crop_padding: int = 0
-    padding_mode: Literal["reflect", "zero"] = "reflect"
-    flip: Literal["none", "random", "alternating"] = "none"
-    cutout_size: int = 0
-    random_resized_crop: bool = False
-
-    def __post_init__(self) -> None:
-        require_choices(self)
-        require_not_negative("crop_padding", self.crop_padding)
-        require_not_negative("cutout_size", self.cutout_size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -121,7 +121,7 @@ def test_a_float32_gradient_by_micro_batches_is_within_1e_6_of_the_parts_norm(ne
     norms = []
     for start in range(0, 64, 4):
         part = type(portion.batch)(*(t[start : start + 4] for t in portion.batch))
-        whole.gradient(portion._replace(batch=part, num_examples=4))
+        whole.gradient(replace(portion, examples=part, num_examples=4))
         norms.append(float(flat_gradient(whole).norm()))
     assert accumulated.dtype == torch.float32
     difference = float((accumulated - gradient(recipe)).norm())

@@ -143,8 +143,18 @@ def conventions(recipe: Recipe) -> list[str]:
     optimizer, batch_size = recipe.optimizer, recipe.batch_size
     decay = {
         "coupled": "weight decay is coupled: added to the gradient before momentum or scaling",
-        "decoupled": "weight decay is decoupled: w <- (1 - lr * weight_decay) * w beside the step",
-    }[optimizer.decay_convention]
+        "lr-decoupled": (
+            "weight decay is decoupled: w <- (1 - lr_t * weight_decay) * w beside the step"
+        ),
+        "decoupled": (
+            "weight decay is decoupled from lr, too: w <- (1 - lr_t / lr * weight_decay) * w "
+            "beside the step"
+        ),
+        "normalized": (
+            "weight decay is normalized: w <- (1 - lr_t / lr * weight_decay / sqrt(n)) * w beside "
+            "the step, n the updates of the run or of the present restart"
+        ),
+    }[optimizer.decay]
     sentences = [decay]
     if recipe.loss.reduction == "sum" and isinstance(batch_size, int):
         lr, same = optimizer.lr * batch_size, optimizer.weight_decay / batch_size

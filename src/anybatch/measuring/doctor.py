@@ -38,10 +38,10 @@ from anybatch.measuring.examples import portions_of
 from anybatch.measuring.subjects import opened_training, recipe_settings
 from anybatch.progress import Activity
 from anybatch.recipe import Recipe
-from anybatch.recipe_parts import require_positive
+from anybatch.recipe_checks import require_positive
 from anybatch.task import Task
-from anybatch.training.feed import Portion
 from anybatch.training.normalization import GhostBatchNorm
+from anybatch.training.portion import Portion
 from anybatch.training.training import Training
 
 __all__ = ["DoctorSettings", "estimates_of", "examine"]

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from anybatch.measuring.examples import losses_of, parts_of
 from anybatch.objectives import logits_of
 from anybatch.training.checks import call_model
-from anybatch.training.feed import Portion
+from anybatch.training.portion import Portion
 from anybatch.training.precision import cast
 from anybatch.training.training import Training
 

@@ -10,7 +10,7 @@ import torch
 
 from anybatch.measuring import doctor_checks as checks
 from anybatch.measuring.doctor_checks import Check
-from anybatch.training.feed import Portion
+from anybatch.training.portion import Portion
 from anybatch.training.training import Training
 
 __all__ = ["loader_check", "thread_check"]

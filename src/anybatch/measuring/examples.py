@@ -9,8 +9,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from anybatch.data.source import Batch
 from anybatch.training.checks import call_model
-from anybatch.training.feed import Portion
 from anybatch.training.normalization import GhostBatchNorm
+from anybatch.training.portion import Portion
 from anybatch.training.precision import cast
 from anybatch.training.sampling import micro_batches
 from anybatch.training.training import Training

@@ -9,7 +9,7 @@ import torch
 from anybatch.data.items import map_tensors
 from anybatch.data.source import Batch
 from anybatch.data.streamed import StreamedSource
-from anybatch.training.feed import Portion
+from anybatch.training.portion import Portion
 from anybatch.training.training import Training
 
 __all__ = ["is_streamed", "load_seconds", "loaded_portion", "num_loaders", "repeated_portion"]

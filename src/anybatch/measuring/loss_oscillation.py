@@ -28,10 +28,11 @@ from anybatch.measuring.loss_oscillation_reading import findings_of, read_oscill
 from anybatch.measuring.subjects import opened_training, recipe_settings
 from anybatch.progress import Activity
 from anybatch.recipe import Recipe
-from anybatch.recipe_parts import require, require_positive
+from anybatch.recipe_checks import require, require_positive
 from anybatch.task import Task
 from anybatch.training.checks import check_division
-from anybatch.training.feed import Feed, Portion
+from anybatch.training.feed import Feed
+from anybatch.training.portion import Portion
 from anybatch.training.snapshot import preserved_random_state
 from anybatch.training.training import Training
 

@@ -31,7 +31,7 @@ from anybatch.measuring.lr_range_reading import estimates_of, findings_of, perha
 from anybatch.measuring.subjects import OpenLoop, Subject, subject_of
 from anybatch.progress import Activity
 from anybatch.recipe import Recipe
-from anybatch.recipe_parts import require, require_choices, require_positive
+from anybatch.recipe_checks import require, require_choices, require_positive
 from anybatch.task import Task
 from anybatch.training.snapshot import preserved_random_state
 from anybatch.training.training import Training

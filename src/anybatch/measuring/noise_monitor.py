@@ -28,7 +28,7 @@ from anybatch.measuring.noise_arithmetic import (
     running_estimates,
 )
 from anybatch.measuring.noise_scale import noise_findings
-from anybatch.recipe_parts import require
+from anybatch.recipe_checks import require
 from anybatch.world import World
 
 __all__ = ["NoiseScaleMonitor"]

@@ -31,10 +31,11 @@ from anybatch.measuring.gradient_parts import (
 from anybatch.measuring.noise_arithmetic import b_simple_estimate, looks, pair_of_parts
 from anybatch.progress import Activity
 from anybatch.recipe import Schedules
-from anybatch.recipe_parts import require, require_choices, require_positive
+from anybatch.recipe_checks import require, require_choices, require_positive
 from anybatch.schedules import updates
-from anybatch.training.feed import Feed, Portion
+from anybatch.training.feed import Feed
 from anybatch.training.normalization import GhostBatchNorm
+from anybatch.training.portion import Portion
 from anybatch.training.sampling import rank_share
 from anybatch.training.training import Training
 

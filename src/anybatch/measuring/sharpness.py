@@ -31,9 +31,9 @@ from anybatch.measuring.sharpness_reading import findings_of, read_sharpness, st
 from anybatch.measuring.subjects import opened_training, recipe_settings
 from anybatch.progress import Activity
 from anybatch.recipe import AdamSettings, AdamWSettings, Recipe
-from anybatch.recipe_parts import require, require_positive
+from anybatch.recipe_checks import require, require_positive
 from anybatch.task import Task
-from anybatch.training.feed import Portion
+from anybatch.training.portion import Portion
 from anybatch.training.snapshot import seed_everything
 from anybatch.training.training import Training
 
@@ -263,7 +263,7 @@ def _described(
     current = training.one_step.hyperparameters.current()
     summed = recipe.loss.reduction == "sum"
     nesterov = bool(getattr(optimizer, "nesterov", False))
-    coupled = optimizer.decay_convention == "coupled" and not preconditioned
+    coupled = optimizer.decay == "coupled" and not preconditioned
     size = training.feed.standing_still().next().num_examples if summed else 1
     return {
         **dataclasses.asdict(settings),

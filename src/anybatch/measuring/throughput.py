@@ -23,7 +23,7 @@ from anybatch.measuring.throughput_samples import ThroughputTest
 from anybatch.measuring.timed_step import timed_step
 from anybatch.progress import Activity
 from anybatch.recipe import Recipe
-from anybatch.recipe_parts import require, require_choices, require_positive
+from anybatch.recipe_checks import require, require_choices, require_positive
 from anybatch.task import Task
 from anybatch.training.training import Training
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from anybatch.measuring.throughput import ThroughputSettings
-    from anybatch.training.feed import Portion
+    from anybatch.training.portion import Portion
 
 __all__ = ["ThroughputTest"]
 

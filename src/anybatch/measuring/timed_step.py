@@ -14,7 +14,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from anybatch.training.feed import Portion
+from anybatch.training.portion import Portion
 from anybatch.training.training import Training
 
 __all__ = ["Marks", "TimedStep", "timed_step"]

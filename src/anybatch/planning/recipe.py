@@ -197,7 +197,7 @@ def _optimizer(
     lr = written_lr(lr)
     decay = getattr(present, "weight_decay", 0.0)
     is_coupled_sgd = isinstance(present, SGDSettings)
-    is_decoupled = present.decay_convention == "decoupled"
+    is_decoupled = present.decay == "lr-decoupled"
     if decay and present.lr > 0 and (is_coupled_sgd or is_decoupled):
         decay = carried_weight_decay(
             "coupled" if is_coupled_sgd else "decoupled",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -12,31 +12,19 @@ from torch import Tensor
 from anybatch.course import Course, recipe_clock
 from anybatch.data.iterable import IterableSource
 from anybatch.data.order import epoch_order
+from anybatch.data.resident import ResidentSource
 from anybatch.data.source import Batch, Source
 from anybatch.errors import InputError
 from anybatch.recipe import Recipe
 from anybatch.schedules import Clock, Constant, Position, updates
 from anybatch.training.checks import refuse_not_finite
+from anybatch.training.portion import Portion, Reading
 from anybatch.training.sampling import rank_share
 from anybatch.world import World
 
-__all__ = ["Feed", "Portion"]
+__all__ = ["Feed"]
 
 _WITHOUT_END = 10**9  # updates
-
-
-class Portion(NamedTuple):
-    """What one rank takes of one update.
-
-    Attributes:
-        batch: this rank's examples; one placeholder example where its share is empty.
-        num_examples: of the global batch.
-        counted: False where the batch is a placeholder that must weigh nothing.
-    """
-
-    batch: Batch
-    num_examples: int
-    counted: bool
 
 
 @final
@@ -68,6 +56,7 @@ class Feed:
         self.examples = self.epoch = self.offset = 0
         self.last_size = 0
         self._batches: Iterator[Batch] | None = None
+        self._kept_order: tuple[tuple[int, int], Tensor] | None = None
         self._portion: Portion | None = None  # handed out, not yet advanced past
         if source.num_examples is None and world.size > 1:
             rule = "must have a known length to be shared by several ranks"
@@ -138,6 +127,8 @@ class Feed:
             rule = "must last for another update"
             raise InputError("duration", rule, f"{self.total_examples} examples, all seen")
         size = self._course.size(self.examples, self.offset)
+        if self._reads_parts:
+            return self._read_later(size)
         if self._batches is None:
             self._batches = self._open()
         batch = next(self._batches, None)
@@ -151,6 +142,25 @@ class Feed:
             rule = f"must hold the stated {self._clock.examples_per_epoch} examples"
             raise InputError("train", rule, f"an end within the update after {self.offset}")
         return Portion(batch, size, counted=stop > start)
+
+    @property
+    def _reads_parts(self) -> bool:
+        """Whether an update is read micro-batch by micro-batch: a whole set would fill the memory.
+
+        Of a source without random access, and by loader processes, updates are read as a whole.
+        """
+        divided = self._recipe.micro_batch_size is not None
+        resident = isinstance(self._source, ResidentSource)
+        whole_set = self._recipe.batch_size == "full"
+        return self._source.random_access and (whole_set or (divided and resident))
+
+    def _read_later(self, size: int) -> Portion:
+        start, stop = self._share(size)
+        order = self._order()
+        first = min(self.offset + start, len(order) - 1)
+        indices = order[first : first + max(stop - start, 1)]  # a placeholder in an empty share
+        reading = Reading(self._source, indices, self.epoch, self._seed, self._augmentation)
+        return Portion(reading, size, counted=stop > start)
 
     def advance(self, num_examples: int) -> None:
         """Move past an update that was taken.
@@ -199,7 +209,16 @@ class Feed:
             examples, offset = examples + size, offset + size
 
     def _order(self) -> Tensor:
-        return epoch_order(self._source, seed=self._seed, epoch=self.epoch)
+        """Of the epoch's examples; kept, as a divided update asks for it often."""
+        key = (self._seed, self.epoch)
+        if self._kept_order is None or self._kept_order[0] != key:
+            self._kept_order = key, self._order_of(self.epoch)
+        return self._kept_order[1]
+
+    def _order_of(self, epoch: int) -> Tensor:
+        if self._recipe.order == "fixed" and self._source.num_examples is not None:
+            return torch.arange(self._source.num_examples)
+        return epoch_order(self._source, seed=self._seed, epoch=epoch)
 
     def close(self) -> None:
         """Let go of the batches read ahead, and with them of loader processes."""
@@ -220,7 +239,7 @@ class Feed:
         """
         if not self._source.random_access:
             return
-        order = epoch_order(self._source, seed=self._seed, epoch=epoch)
+        order = self._order_of(epoch)
         indices = [order[offset : offset + num_examples]]
         batches = self._source.batches(
             indices, epoch=epoch, seed=self._seed, augmentation=self._augmentation

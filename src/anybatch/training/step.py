@@ -21,24 +21,23 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from anybatch.data.source import Batch
-from anybatch.errors import InputError
 from anybatch.objectives import LossFunction
 from anybatch.recipe import Average, ExponentialAverage, PolynomialAverage, Recipe
 from anybatch.schedules import Clock, Position
 from anybatch.task import Task
+from anybatch.training.blocks import block_gradient
 from anybatch.training.build import build_gradient_transform, build_model, build_optimizer
+from anybatch.training.cached_outputs import cached_gradient
 from anybatch.training.checks import call_model, check_division, check_model
-from anybatch.training.feed import Portion
 from anybatch.training.hyperparameters import Hyperparameters
 from anybatch.training.normalization import GhostNormalization
-from anybatch.training.precision import autocast, cast, model_dtype
-from anybatch.training.sampling import micro_batches
+from anybatch.training.passes import Passes
+from anybatch.training.portion import Portion
+from anybatch.training.precision import autocast, model_dtype
 from anybatch.training.snapshot import preserved_random_state, seed_everything
 from anybatch.world import World
 
 __all__ = ["Step"]
-
-_KEPT_WEIGHT_VECTORS = 8  # one for each size of micro-batch that occurs; few do
 
 
 @final
@@ -58,8 +57,8 @@ class Step:
         hyperparameters: scheduled settings of the optimizer.
         loss: (outputs, targets) -> one value per example, label smoothing included.
         plain_loss: without label smoothing, for evaluation.
-        losses: of the last gradient: one vector for each of this rank's micro-batches.
         gradient_norm: before clipping, of the last gradient; None where nothing computes it.
+        block_gradient_norm: mean over the blocks of the last gradient; None without blocks.
         updates: taken so far.
 
     Raises:
@@ -78,17 +77,18 @@ class Step:
         self.loss = self._placed(task.loss_function(recipe.loss.label_smoothing))
         self.plain_loss = self._placed(task.loss_function())
         check_model(self.model, task, self.loss, sample)
-        self._parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(recipe.optimizer, self.model)
         self.hyperparameters = Hyperparameters(self.optimizer, recipe.schedules, clock)
         self._transforms = [build_gradient_transform(settings) for settings in recipe.gradient]
         compiled: Any = torch.compile(self.model) if recipe.compute.compile else self.model
-        self._forward = world.parallel(compiled, some_unused=self._leaves_some_unused(sample))
+        forward = world.parallel(compiled, some_unused=self._leaves_some_unused(sample))
+        self._passes = Passes(
+            task, recipe, world, self.model, forward, self._normalization, self.loss
+        )
         self._average = self._new_average()
-        self.losses: list[Tensor] = []
         self.gradient_norm: Tensor | None = None
+        self.block_gradient_norm: Tensor | None = None
         self.updates = 0
-        self._weights: dict[tuple[int, float, torch.dtype], Tensor] = {}
 
     def _new_average(self) -> AveragedModel | None:
         if self._recipe.averaging is None:
@@ -118,7 +118,8 @@ class Step:
             self.loss(call_model(self.model, sample.inputs), sample.targets).sum().backward()  # type: ignore[no-untyped-call]
         for buffer, value in buffers:
             buffer.copy_(value)
-        unused = any(parameter.grad is None for parameter in self._parameters)
+        trained = (p for p in self.model.parameters() if p.requires_grad)
+        unused = any(parameter.grad is None for parameter in trained)
         self.model.zero_grad(set_to_none=True)
         return unused
 
@@ -130,7 +131,7 @@ class Step:
 
     def close(self) -> None:
         """Let go of what belongs to the process group; the model stays usable."""
-        self._forward = self.model
+        self._passes.close()
 
     @property
     def kept_model(self) -> torch.nn.Module:
@@ -157,44 +158,29 @@ class Step:
             The gradient's size, overlapped with the last micro-batch's backward; every rank must
             call, with a placeholder batch where its share is empty.
         """
-        for parameter in self._parameters:
-            parameter.grad = None
-        self.losses = []
-        self._normalization.discard()
-        mean = self._recipe.loss.reduction == "mean"
-        weight = float(portion.counted) / (portion.num_examples if mean else 1)
+        self._passes.begin()
         size = micro_batch_size or self._recipe.micro_batch_size
-        *earlier, last = micro_batches(portion.batch, size)
-        for part in earlier:
-            with self._world.without_communication(self._forward):
-                self._backward(part, weight, portion.counted)
-        self._backward(last, weight, portion.counted)
+        if self._recipe.blocks is not None:
+            lr = self.hyperparameters.current()["lr"]
+            self.block_gradient_norm = block_gradient(
+                self._passes, portion, self._recipe.blocks, self._world, lr=lr,
+                micro_batch_size=size,
+            )  # fmt: skip
+        elif self._recipe.loss.coupled == "cached-outputs":
+            cached_gradient(self._passes, portion, self._world, micro_batch_size=size)
+        else:
+            self._passes.accumulate(portion, size)
         for transform in self._transforms if transformed else ():
-            self.gradient_norm = transform(self._parameters)
+            self.gradient_norm = transform(self._passes.parameters)
 
-    def _backward(self, part: Batch, weight: float, counted: bool) -> None:
-        compute = self._recipe.compute
-        self._normalization.begin(len(part.indices), counted=counted)
-        with autocast(compute, self._world.device):
-            outputs = call_model(self._forward, cast(part.inputs, compute))
-            try:
-                losses = self.loss(outputs, cast(part.targets, compute))
-            except IndexError as error:
-                raise InputError("targets", "must be classes of the model", str(error)) from error
-        if self._task.loss_scope == "batch":  # one value that stands for every example
-            losses = losses.reshape(1).expand(len(part.indices))
-        losses.backward(self._weight_vector(losses, weight))  # type: ignore[no-untyped-call]
-        if counted:
-            self.losses.append(losses.detach())
+    @property
+    def losses(self) -> list[Tensor]:
+        """Of the last gradient: one vector for each of this rank's micro-batches."""
+        return self._passes.losses
 
-    def _weight_vector(self, losses: Tensor, weight: float) -> Tensor:
-        """Where backward starts: the weight of each example's loss."""
-        key = (len(losses), weight, losses.dtype)
-        if key not in self._weights:
-            if len(self._weights) >= _KEPT_WEIGHT_VECTORS:
-                self._weights.clear()
-            self._weights[key] = torch.full_like(losses.detach(), weight)
-        return self._weights[key]
+    @losses.setter
+    def losses(self, losses: list[Tensor]) -> None:
+        self._passes.losses = losses
 
     def update(self, position: Position) -> None:
         """Take the step that `.grad` asks for.

@@ -29,9 +29,10 @@ from anybatch.task import SplitName, Task
 from anybatch.training.build import Optimizer
 from anybatch.training.checks import data_fingerprint, refuse_not_finite, refuse_other_data
 from anybatch.training.evaluation import evaluate
-from anybatch.training.feed import Feed, Portion
+from anybatch.training.feed import Feed
 from anybatch.training.judge import Judge, divergence
 from anybatch.training.outcome import Outcome, StopRequest, TargetWatch
+from anybatch.training.portion import Portion
 from anybatch.training.precision import cast
 from anybatch.training.snapshot import (
     load_random_state,
@@ -148,6 +149,8 @@ class Training:
 
     def gradient(self, portion: Portion) -> None:
         """Put the gradient of an update into every parameter's `.grad`; see `Step.gradient`."""
+        if self.recipe.blocks is not None:  # a penalty may follow the lr of this very update
+            self.one_step.hyperparameters.apply(self.feed.position(portion.num_examples))
         self.one_step.gradient(portion)
 
     def update(self, num_examples: int) -> None:
