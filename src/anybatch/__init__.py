@@ -47,19 +47,38 @@ if TYPE_CHECKING:
     from anybatch.planning.procedure import make_plan as make_plan
     from anybatch.recipe import AdamSettings as AdamSettings
     from anybatch.recipe import AdamWSettings as AdamWSettings
+    from anybatch.recipe import AdaptiveBatchSize as AdaptiveBatchSize
+    from anybatch.recipe import AdditiveNoise as AdditiveNoise
     from anybatch.recipe import Augmentation as Augmentation
+    from anybatch.recipe import BatchNormSettings as BatchNormSettings
+    from anybatch.recipe import BlockSettings as BlockSettings
     from anybatch.recipe import ClipGlobalNorm as ClipGlobalNorm
     from anybatch.recipe import ComputeSettings as ComputeSettings
     from anybatch.recipe import ExponentialAverage as ExponentialAverage
+    from anybatch.recipe import GradientPenalty as GradientPenalty
+    from anybatch.recipe import LAMBSettings as LAMBSettings
+    from anybatch.recipe import LARSSettings as LARSSettings
+    from anybatch.recipe import LocalUpdates as LocalUpdates
     from anybatch.recipe import LossSettings as LossSettings
+    from anybatch.recipe import Mixup as Mixup
     from anybatch.recipe import ModelSettings as ModelSettings
+    from anybatch.recipe import MultiplicativeNoise as MultiplicativeNoise
     from anybatch.recipe import MuonSettings as MuonSettings
+    from anybatch.recipe import NormalizeGradient as NormalizeGradient
+    from anybatch.recipe import Origin as Origin
+    from anybatch.recipe import ParameterKinds as ParameterKinds
     from anybatch.recipe import PolynomialAverage as PolynomialAverage
+    from anybatch.recipe import RandomErasing as RandomErasing
     from anybatch.recipe import Recipe as Recipe
     from anybatch.recipe import RecordSettings as RecordSettings
     from anybatch.recipe import ReduceOnPlateauSettings as ReduceOnPlateauSettings
+    from anybatch.recipe import RMSpropWarmupSettings as RMSpropWarmupSettings
+    from anybatch.recipe import RunningMixup as RunningMixup
+    from anybatch.recipe import ScalingRule as ScalingRule
     from anybatch.recipe import Schedules as Schedules
     from anybatch.recipe import SGDSettings as SGDSettings
+    from anybatch.recipe import SGDWSettings as SGDWSettings
+    from anybatch.recipe import SharpnessAware as SharpnessAware
     from anybatch.recipe import Stopping as Stopping
     from anybatch.recipe import Target as Target
     from anybatch.recipe_file import load_recipe as load_recipe
@@ -127,19 +146,38 @@ _HOMES = {
     "recipe": (
         "AdamSettings",
         "AdamWSettings",
+        "AdaptiveBatchSize",
+        "AdditiveNoise",
         "Augmentation",
+        "BatchNormSettings",
+        "BlockSettings",
         "ClipGlobalNorm",
         "ComputeSettings",
         "ExponentialAverage",
+        "GradientPenalty",
+        "LAMBSettings",
+        "LARSSettings",
+        "LocalUpdates",
         "LossSettings",
+        "Mixup",
         "ModelSettings",
+        "MultiplicativeNoise",
         "MuonSettings",
+        "NormalizeGradient",
+        "Origin",
+        "ParameterKinds",
         "PolynomialAverage",
+        "RMSpropWarmupSettings",
+        "RandomErasing",
         "Recipe",
         "RecordSettings",
         "ReduceOnPlateauSettings",
+        "RunningMixup",
         "SGDSettings",
+        "SGDWSettings",
+        "ScalingRule",
         "Schedules",
+        "SharpnessAware",
         "Stopping",
         "Target",
     ),
