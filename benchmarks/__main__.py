@@ -15,9 +15,11 @@ from benchmarks import (
     lr_range,
     mnist,
     noise_scale,
+    optimizer_speed,
     overhead,
     plan_predictions,
     plan_regret,
+    reproductions,
     resume,
     truth_gallery,
 )
@@ -28,6 +30,7 @@ __all__ = ["main"]
 
 _BENCHMARKS: tuple[Benchmark, ...] = (
     overhead,
+    optimizer_speed,
     resume,
     mnist,
     cifar10_jpeg,
@@ -38,6 +41,7 @@ _BENCHMARKS: tuple[Benchmark, ...] = (
     article2,
     plan_regret,
     plan_predictions,
+    reproductions,
 )
 _HERE = Path(__file__).parent
 _FOLDERS = Folders(results=_HERE / "results", runs=_HERE / "runs")

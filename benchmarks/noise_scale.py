@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from anybatch.measuring.noise_arithmetic import (
+from anybatch.curvature.noise_arithmetic import (
     b_simple_estimate,
     covariance_trace_variance,
     looks,

@@ -179,7 +179,7 @@ def test_the_conventions_are_printed_with_a_recipe(call) -> None:
     summed = call(
         "recipe", "show", "digits", "--set", "loss.reduction=sum", "--set", "batch_size=10"
     )[1]
-    assert "lr 1 and coupled weight_decay 5e-05 at batch size 10" in summed
+    assert "with the mean loss at batch size 10: lr 1, weight_decay 5e-05" in summed
 
 
 def test_tasks_are_listed_with_where_they_are_looked_for(call) -> None:

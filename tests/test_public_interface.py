@@ -10,10 +10,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import anybatch
+import anybatch.optim
 from anybatch.measurement import Estimate, Measurement
 from anybatch.recipe import Recipe, SGDSettings
 from anybatch.recipe_file import load_recipe
@@ -52,16 +54,24 @@ def without(forbidden: tuple[str, ...], code: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("name", anybatch.__all__)
-def test_every_public_name_can_be_used_and_lies_where_the_table_says(name: str) -> None:
-    value = getattr(anybatch, name)
-    home = importlib.import_module(anybatch._HOME_OF[name])
+TABLES = (anybatch, anybatch.optim)
+
+
+@pytest.mark.parametrize(
+    ("package", "name"), [(package, name) for package in TABLES for name in package.__all__]
+)
+def test_every_public_name_can_be_used_and_lies_where_the_table_says(
+    package: Any, name: str
+) -> None:
+    value = getattr(package, name)
+    home = importlib.import_module(package._HOME_OF[name])
     assert value is getattr(home, name)
     assert name in home.__all__
 
 
-def test_type_checkers_see_what_the_lazy_table_holds() -> None:
-    tree = ast.parse(Path(anybatch.__file__).read_text())
+@pytest.mark.parametrize("package", TABLES)
+def test_type_checkers_see_what_the_lazy_table_holds(package: Any) -> None:
+    tree = ast.parse(Path(package.__file__).read_text())
     block = next(
         node for node in tree.body if isinstance(node, ast.If) and isinstance(node.test, ast.Name)
     )
@@ -72,7 +82,7 @@ def test_type_checkers_see_what_the_lazy_table_holds() -> None:
         for alias in node.names
         if alias.asname == alias.name
     }
-    assert seen == anybatch._HOME_OF
+    assert seen == package._HOME_OF
     assert sum(len(node.names) for node in block.body if isinstance(node, ast.ImportFrom)) == len(
         seen
     )

@@ -181,9 +181,7 @@ def test_a_shipped_recipe_loads_resolves_and_comes_back(name: str) -> None:
     assert recipe.description
     assert recipe_from_mapping(recipe_to_mapping(recipe)) == recipe
     assert difference(recipe, load_recipe(name)) == []
-    assert isinstance(recipe.batch_size, int)
-    clock = Clock(50_000, recipe.batch_size)
-    clock = Clock(50_000, recipe.batch_size, clock.examples(recipe.duration))
+    clock = recipe_clock(recipe, 50_000)
     schedules = recipe.schedules
     for schedule in (schedules.lr, schedules.momentum, schedules.weight_decay):
         resolved = resolve_schedule(schedule, clock)

@@ -25,6 +25,7 @@ from anybatch.schedules import (
     Constant,
     Cosine,
     Cyclic,
+    DecayingMomentum,
     Duration,
     Exponential,
     Grid,
@@ -67,6 +68,7 @@ MORE = (
     PLAIN
     | st.builds(Polynomial, power=st.floats(1, 10), start=FACTORS, end=FACTORS)
     | st.builds(Exponential, factor=st.floats(0.01, 1), per=FRACTIONS)
+    | st.builds(DecayingMomentum, momentum=st.floats(0, 0.99))
     | st.builds(InverseSquareRoot, warmup=FRACTIONS, start=FACTORS)
     | st.builds(Step, every=FRACTIONS, factor=st.floats(0.1, 1.5))
     | st.builds(
@@ -142,6 +144,12 @@ BY_HAND = [
     (Polynomial(power=0.5), {0.0: 1.0, 0.75: 0.5, 0.9375: 0.25, 1.0: 0.0}),
     (Exponential(factor=0.25), {0.0: 1.0, 0.5: 0.5, 1.0: 0.25}),
     (Exponential(factor=0.5, per=fraction(0.1)), {0.0: 1.0, 0.3: 0.125, 1.0: 0.5**10}),
+    (DecayingMomentum(momentum=0.0), {0.0: 1.0, 0.25: 0.75, 1.0: 0.0}),
+    # 0.9 -> 9 (1 - p) = m / (1 - m): 6 -> 6 / 7, 3 -> 3 / 4, 1 -> 1 / 2.
+    (
+        DecayingMomentum(momentum=0.9),
+        {0.0: 1.0, 1 / 3: 6 / 7 / 0.9, 2 / 3: 0.75 / 0.9, 8 / 9: 0.5 / 0.9, 1.0: 0.0},
+    ),
     (InverseSquareRoot(warmup=fraction(0.04)), {0.0: 0.0, 0.01: 0.25, 0.04: 1.0, 1.0: 0.2}),
     (InverseSquareRoot(warmup=fraction(0.25), start=1.0), {0.0: 1.0, 0.2: 1.0, 1.0: 0.5}),
     (Step(every=fraction(0.3)), {0.0: 1.0, 0.29: 1.0, 0.3: 0.1, 0.6: 0.01, 0.9: 0.001, 1.0: 1e-3}),
@@ -332,6 +340,7 @@ def test_a_factor_below_zero_or_not_finite_is_refused(value: float) -> None:
     ("make", "message"),
     [
         (lambda: Polynomial(power=0.0), "power must be > 0 and finite, got 0.0"),
+        (lambda: DecayingMomentum(momentum=1.0), "momentum must be in [0, 1), got 1.0"),
         (lambda: Exponential(factor=0.0), "factor must be in (0, 1], got 0.0"),
         (lambda: Exponential(factor=0.5, per=epochs(0)), "per must be > 0, got 0 epochs"),
         (lambda: Step(every=updates(0)), "every must be > 0, got 0 updates"),
@@ -676,6 +685,7 @@ EVERY_KIND: list[Schedule] = [
     Warmup(duration=updates(5), into=Warmup(duration=epochs(1), into=Linear())),
     Polynomial(power=1.5),
     Exponential(factor=0.9, per=epochs(1)),
+    DecayingMomentum(momentum=0.9),
     InverseSquareRoot(warmup=updates(20)),
     Step(every=epochs(0.5)),
     MultiStep(milestones=(epochs(3), updates(90)), factor=2.0),

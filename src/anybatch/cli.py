@@ -26,6 +26,7 @@ from anybatch.options.parts import named
 from anybatch.options.plan import Explain, MakePlan
 from anybatch.options.recipe import RecipeCommands
 from anybatch.options.report import Compare, Report
+from anybatch.options.reproduce import Reproduce
 from anybatch.options.sharpness import Sharpness
 from anybatch.options.study import StudyCommands
 from anybatch.options.tasks import Tasks
@@ -55,6 +56,7 @@ _COMMANDS: Any = (
     | named(Sharpness, "sharpness")
     | named(Doctor, "doctor")
     | named(StudyCommands, "study")
+    | named(Reproduce, "reproduce")
     | named(Report, "report")
     | named(Compare, "compare")
     | named(Tasks, "tasks")

@@ -7,7 +7,15 @@ from typing import Self
 
 from anybatch.errors import InputError
 from anybatch.recipe import Recipe
-from anybatch.schedules import Clock, Constant, Position, Schedule, resolve_schedule
+from anybatch.schedules import (
+    Clock,
+    Constant,
+    DecayingMomentum,
+    Position,
+    Schedule,
+    parts_of,
+    resolve_schedule,
+)
 
 __all__ = ["Course", "check_momentum", "recipe_clock", "update_size"]
 
@@ -17,13 +25,16 @@ def recipe_clock(recipe: Recipe, num_examples: int | None) -> Clock:
 
     Args:
         recipe: of the run.
-        num_examples: of the training split; None for a stream of unknown length.
+        num_examples: of the training split; None for a stream of unknown length. Of fixed copies
+            an epoch holds each.
 
     Raises:
         InputError: a batch larger than the set, a "full" batch or a duration in epochs of a
-            stream, a duration in updates under a batch-size schedule.
+            stream, a duration in updates while the batch size is scheduled or controlled.
     """
     batch_size = recipe.batch_size
+    if num_examples is not None:
+        num_examples *= max(1, recipe.augmentation.copies)
     if batch_size == "full":
         if num_examples is None:
             rule = "must be a number for a stream of unknown length"
@@ -32,8 +43,8 @@ def recipe_clock(recipe: Recipe, num_examples: int | None) -> Clock:
     if num_examples is not None and batch_size > num_examples:
         rule = f"must be <= the {num_examples} training examples"
         raise InputError("batch_size", rule, batch_size, hint='"full" takes them all')
-    scheduled = recipe.schedules.batch_size != Constant()
-    clock = Clock(num_examples, None if scheduled else batch_size)
+    moves = recipe.schedules.batch_size != Constant() or recipe.batch_control is not None
+    clock = Clock(num_examples, None if moves else batch_size)
     total_examples = clock.examples(recipe.duration)
     if total_examples == 0:
         raise InputError("duration", "must hold at least one example", str(recipe.duration))
@@ -67,8 +78,13 @@ def check_momentum(setting: float, schedule: Schedule) -> None:
         schedule: of it, resolved.
 
     Raises:
-        InputError: it reaches 1 or more, or it is 0 and yet to change.
+        InputError: it reaches 1 or more, or it is 0 and yet to change, or the schedule is made for
+            another one.
     """
+    for part in parts_of(schedule):
+        if isinstance(part, DecayingMomentum) and part.momentum != setting:
+            rule = f"must be that of the optimizer, {setting:g}"
+            raise InputError(f"schedules.momentum {part.name} momentum", rule, part.momentum)
     low, high = schedule.bounds()
     if low < high and setting == 0.0:
         rule = "must be constant while the optimizer's momentum is 0"

@@ -28,7 +28,7 @@ from anybatch.schedule_parts import (
     resolved,
 )
 
-__all__ = ["SGDR", "Cyclic", "OneCycle", "inverse_momentum"]
+__all__ = ["SGDR", "Cyclic", "OneCycle", "inverse_momentum", "present_cycle"]
 
 Shape: TypeAlias = Literal["cosine", "linear"]
 Mode: TypeAlias = Literal["triangular", "triangular2", "exp_range"]
@@ -242,6 +242,23 @@ class SGDR:
         """The least and the greatest factor; the end of a cycle is approached, and not met."""
         whole = resolved(self.first_cycle) <= 1.0
         return ordered(self.start, self.end if whole else self(1.0))
+
+
+def present_cycle(schedule: SGDR, progress: float) -> tuple[float, float]:
+    """Begin and end of the cycle that a progress lies in, as fractions of the run.
+
+    The end of the last cycle may lie beyond 1, where the run's end cuts it.
+
+    Args:
+        schedule: resolved.
+        progress: clamped to [0, 1].
+
+    Example:
+        >>> present_cycle(SGDR(first_cycle=fraction(0.25)), 0.8)
+        (0.75, 1.0)
+    """
+    number = schedule._restarts(clamp(progress))
+    return schedule._begin(number), schedule._begin(number + 1)
 
 
 Cycle = TypeVar("Cycle", OneCycle, Cyclic)

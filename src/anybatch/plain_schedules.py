@@ -4,7 +4,8 @@ Reference: cosine: Loshchilov and Hutter 2017, "SGDR", equation 5; polynomial de
 2019, "Large-scale distributed second-order optimization", section 6.3; inverse square root:
 Vaswani et al. 2017, "Attention is all you need", equation 3; warm-up, stable, decay: Hu et al.
 2024, "MiniCPM", section 4; its 1 - sqrt: Hägele et al. 2024, "Scaling laws and compute-optimal
-training beyond fixed training durations", section 3.
+training beyond fixed training durations", section 3; decaying momentum: Chen, Wolfe, Li, Kyrillidis
+2022, "Demon: improved neural network training with momentum decay", equation 2.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from anybatch.schedule_parts import (
 __all__ = [
     "Constant",
     "Cosine",
+    "DecayingMomentum",
     "Exponential",
     "InverseSquareRoot",
     "Linear",
@@ -165,6 +167,42 @@ class Polynomial:
     def bounds(self) -> tuple[float, float]:
         """The least and the greatest factor."""
         return ordered(self.start, self.end)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecayingMomentum:
+    """f(p) = (1 - p) / (1 - m + m (1 - p)), by which m / (1 - m) falls linearly to 0 (Demon).
+
+    With momentum m_t = m f(p): m_t / (1 - m_t) = (1 - p) m / (1 - m), so what a gradient adds to
+    all later updates falls as the run's rest does. Of SGD's momentum, or of Adam's beta1.
+
+    Attributes:
+        momentum: m, that of the optimizer, in [0, 1).
+        grid: "t/T", "(t+1)/T" or "t/(T-1)"; None: t/T, or that of the schedule around it.
+
+    Example:
+        >>> decay = DecayingMomentum(momentum=0.9)
+        >>> [round(0.9 * decay(p), 12) for p in (0.0, 0.5, 1.0)]
+        [0.9, 0.818181818182, 0.0]
+    """
+
+    name: ClassVar[str] = "decaying-momentum"
+    momentum: float
+    grid: Grid | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum < 1:
+            raise InputError("momentum", "must be in [0, 1)", self.momentum)
+        require_grid(self.grid)
+
+    def __call__(self, progress: float) -> float:
+        """The factor at `progress`, clamped to [0, 1]."""
+        left = 1.0 - clamp(progress)
+        return left / (1.0 - self.momentum + self.momentum * left)
+
+    def bounds(self) -> tuple[float, float]:
+        """The least and the greatest factor."""
+        return 0.0, 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

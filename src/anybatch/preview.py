@@ -10,6 +10,7 @@ from typing import NamedTuple
 from anybatch.course import Course, check_momentum, recipe_clock
 from anybatch.errors import InputError
 from anybatch.recipe import AdamSettings, AdamWSettings, LAMBSettings, OptimizerSettings, Recipe
+from anybatch.scaling import scaled_recipe
 from anybatch.schedules import resolve_schedule, value_at
 
 __all__ = ["PreviewRow", "outline", "plateau_sentence", "preview"]
@@ -64,12 +65,13 @@ def preview(recipe: Recipe, examples_per_epoch: int) -> tuple[PreviewRow, ...]:
     if examples_per_epoch < 1:
         raise InputError("examples_per_epoch", "must be >= 1", examples_per_epoch)
     clock = recipe_clock(recipe, examples_per_epoch)
+    examples_per_epoch = clock.examples_per_epoch or examples_per_epoch  # with fixed copies
     course, schedules = Course.of(recipe, clock), recipe.schedules
     lr = resolve_schedule(schedules.lr, clock)
     momentum = resolve_schedule(schedules.momentum, clock)
     weight_decay = resolve_schedule(schedules.weight_decay, clock)
-    optimizer = recipe.optimizer
-    check_momentum(_momentum(recipe.optimizer), momentum)
+    optimizer = scaled_recipe(recipe, clock.examples_per_epoch).optimizer
+    check_momentum(_momentum(optimizer), momentum)
     rows: list[PreviewRow] = []
     seen = 0
     while seen < course.total_examples:

@@ -133,7 +133,8 @@ class Recipe:
         batch_control: of the batch size by the measured noise scale; None: none.
         batch_norm: which statistics BatchNorm's layers take.
         communication: of ranks that update on their own; None: they share every gradient.
-        order: of the examples: drawn anew in each epoch, or always that of the data.
+        order: of the examples: "shuffled" anew in each epoch, "shuffled-once" for all of them, or
+            "fixed", always that of the data, which must not be sorted by class.
         seed: of the initial weights, the order and every draw, >= 0.
         model: one of the package's networks, or None for the task's own.
         schedules: factors over the run.
@@ -165,7 +166,7 @@ class Recipe:
     batch_control: AdaptiveBatchSize | None = None
     batch_norm: BatchNormSettings = field(default_factory=BatchNormSettings)
     communication: LocalUpdates | None = None
-    order: Literal["shuffled", "fixed"] = "shuffled"
+    order: Literal["shuffled", "shuffled-once", "fixed"] = "shuffled"
     seed: int = 0
     model: ModelSettings | None = None
     schedules: Schedules = field(default_factory=Schedules)

@@ -1,9 +1,9 @@
-"""Rules of the batch: lr by batch size, BatchNorm's statistics, batch-size control, local updates."""
+"""Rules of the batch: lr by its size, BatchNorm statistics, control of the size, local updates."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from anybatch.durations import Duration, examples
 from anybatch.recipe_checks import require, require_choices, require_not_negative, require_positive
@@ -21,13 +21,14 @@ class ScalingRule:
     Attributes:
         base_batch_size: for which the optimizer's settings were found, >= 1.
         lr: "linear" lr B / B0; "square-root" lr sqrt(B / B0), for Adam with 1 - beta times B / B0;
-            "noise-scale" eps_max / (1 + noise_scale / B); "constant".
+            "noise-scale" eps_max / (1 + noise_scale / B), its root for Adam, LARS, LAMB and Muon;
+            "constant".
         noise_scale: in examples, > 0; only for the rule of that name.
-        momentum: "kept", or "constant-noise": lr and the product lr / (B (1 - momentum)) stay what
-            they were, so momentum grows as B shrinks and falls as B grows.
+        momentum: "kept", or "constant-noise": the noise lr / (B (1 - momentum)) of SGD's steps
+            stays what it was, so that under a constant lr momentum rises with B.
 
     Reference:
-        Krizhevsky (2014); Goyal et al. (2017); McCandlish et al. (2018), eq. 2.12; Malladi et al.
+        Krizhevsky (2014); Goyal et al. (2017); McCandlish et al. (2018), eq. 2.6; Malladi et al.
         (2022) for Adam; Smith, Le (2018) for the noise of momentum.
     """
 
@@ -121,17 +122,20 @@ class LocalUpdates:
     """Ranks update on their own and average their weights now and then (local SGD).
 
     Attributes:
-        every: updates between two averagings, >= 1; 1 averages after each.
+        every: updates between two averagings, >= 1; 1 averages after each. The first update of the
+            phase is averaged, as torch's averagers have it.
         begin_after: before which gradients are averaged in every update, as else (post-local SGD).
+        state: the optimizer's (momentum, Adam's averages): each rank's own, or averaged with the
+            weights, which costs its size.
 
     Reference:
         Stich (2019), Local SGD converges fast and communicates little, algorithm 1; Lin, Stich,
         Patel, Jaggi (2020), Don't use large mini-batches, use local SGD, section 3.
     """
 
-    name: ClassVar[str] = "local-updates"
     every: int
     begin_after: Duration = examples(0)
+    state: Literal["own", "averaged"] = "own"
 
     def __post_init__(self) -> None:
         require_choices(self)

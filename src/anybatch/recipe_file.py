@@ -59,10 +59,16 @@ def _parse_toml(text: str, thing: str) -> dict[str, Any]:
 
 
 def _shipped() -> Iterator[tuple[str, Any]]:
-    folder = importlib.resources.files("anybatch.recipes")
-    for entry in sorted(folder.iterdir(), key=lambda item: item.name):
+    yield from _files_in(importlib.resources.files("anybatch.recipes"), "")
+
+
+def _files_in(folder: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Name and file of each recipe of a folder, "full-batch/fb1" for one of a folder in it."""
+    for entry in folder.iterdir():
         if entry.name.endswith(".toml"):
-            yield entry.name.removesuffix(".toml"), entry
+            yield prefix + entry.name.removesuffix(".toml"), entry
+        elif entry.is_dir():
+            yield from _files_in(entry, f"{prefix}{entry.name}/")
 
 
 def shipped_recipe_names() -> list[str]:

@@ -330,7 +330,7 @@ class RMSpropWarmupSettings:
         epsilon: added to the root, > 0.
         weight_decay: added to the gradient (coupled), >= 0.
         center: where both have the same share.
-        width: of the passage; not in fractions where the center is not.
+        width: of the passage, > 0.
 
     Reference:
         Akiba, Suzuki, Fukuda (2017), Extremely large minibatch SGD, section 3.

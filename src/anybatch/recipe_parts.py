@@ -59,8 +59,9 @@ class ModelSettings:
     Attributes:
         name: a name of `anybatch.models` ("resnet9").
         width: factor on the published channel counts, > 0.
-        zero_gamma: begin with the last norm weight of every residual branch at 0, so that each
-            block is the identity; None: as the network was published.
+        zero_gamma: begin with the scale of the norm that ends each residual branch at 0, so that
+            each block is its shortcut; refused where no branch ends in a norm (before a ReLU, the
+            scale 0 would never learn). None: as the network was published.
     """
 
     name: str

@@ -37,9 +37,16 @@ class StepRecord:
         lr: of the last update, first parameter group.
         momentum: of the last update, first group (Adam: beta1).
         weight_decay: of the last update, first group.
-        gradient_norm: Euclidean norm before clipping, where clipping computed it.
+        gradient_norm: Euclidean norm of the last update's gradient, as the first transform found it
+            that measures it (clipping, normalization).
         seconds: of training since the beginning, evaluation left out.
         examples_per_second: over the updates since the last record.
+        clipped_share: share of the updates since the last record whose gradient clipping scaled
+            down, in [0, 1]; None without clipping.
+        block_gradient_norm: mean over the last update's blocks of the Euclidean norm of their mean
+            gradients, before penalty and clipping, each weighted by its examples; None without
+            blocks.
+        squared_block_gradient_norm: the same of the squared norm, which a penalty makes smaller.
     """
 
     update: int
@@ -53,6 +60,9 @@ class StepRecord:
     gradient_norm: float | None
     seconds: float
     examples_per_second: float
+    clipped_share: float | None = None
+    block_gradient_norm: float | None = None
+    squared_block_gradient_norm: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

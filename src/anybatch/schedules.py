@@ -37,6 +37,7 @@ from anybatch.errors import InputError
 from anybatch.plain_schedules import (
     Constant,
     Cosine,
+    DecayingMomentum,
     Exponential,
     InverseSquareRoot,
     Linear,
@@ -62,6 +63,7 @@ __all__ = [
     "Constant",
     "Cosine",
     "Cyclic",
+    "DecayingMomentum",
     "Duration",
     "Exponential",
     "Grid",
@@ -84,6 +86,7 @@ __all__ = [
     "fraction",
     "grid_of",
     "inverse_momentum",
+    "parts_of",
     "resolve_schedule",
     "updates",
     "value_at",
@@ -200,6 +203,7 @@ Schedule: TypeAlias = (
     | Cyclic
     | SGDR
     | WarmupStableDecay
+    | DecayingMomentum
     | Join
 )
 
@@ -223,6 +227,16 @@ def _named_grids(outer: Schedule) -> Iterator[tuple[str, Grid]]:
         if inner.grid is not None:
             yield f"{name}.grid", inner.grid
         yield from ((f"{name}.{path}", grid) for path, grid in _named_grids(inner))
+
+
+def parts_of(schedule: Schedule) -> Iterator[Schedule]:
+    """The schedule itself and every one inside of it, at any depth."""
+    yield schedule
+    if isinstance(schedule, Warmup):
+        yield from parts_of(schedule.into)
+    elif isinstance(schedule, Join):
+        for part in schedule.parts:
+            yield from parts_of(part)
 
 
 def grid_of(schedule: Schedule) -> Grid:

@@ -16,9 +16,10 @@ from torch import nn
 
 from anybatch.data.catalog import DATA_SETS, load_splits
 from anybatch.data.coerce import as_source
+from anybatch.data.copies import copied
 from anybatch.data.download import download_data
 from anybatch.data.draws import permutation
-from anybatch.data.order import epoch_order
+from anybatch.data.order import Order, epoch_order
 from anybatch.data.source import Batch, Source
 from anybatch.errors import InputError
 from anybatch.models.table import ModelShape, build_model
@@ -164,7 +165,9 @@ class Task:
                     settings.name,
                     hint="its own model is used: remove model from the recipe",
                 )
-            return build_model(settings.name, self.shape, width=settings.width)
+            return build_model(
+                settings.name, self.shape, width=settings.width, zero_gamma=settings.zero_gamma
+            )
         model: Any = self._called_builder()
         if not isinstance(model, nn.Module):
             rule = "must return a torch.nn.Module"
@@ -190,6 +193,7 @@ class Task:
         batch_size: int,
         seed: int = 0,
         augmentation: Augmentation | None = None,
+        order: Order = "shuffled",
     ) -> Batch:
         """Any training batch, past or future, bit for bit as a run saw or will see it.
 
@@ -198,18 +202,18 @@ class Task:
             position: examples of that pass seen before this batch.
             batch_size: examples of the whole (global) update; fewer are left at an epoch's end.
             seed: the run's seed.
-            augmentation: the run's augmentation.
+            augmentation: the run's augmentation; of fixed copies an epoch holds each.
+            order: the run's.
 
         Raises:
             InputError: the position lies outside of the epoch.
         """
-        order = epoch_order(self.source("train"), seed=seed, epoch=epoch)
-        if not 0 <= position < len(order):
-            raise InputError("position", f"must be in [0, {len(order)})", position)
-        indices = order[position : position + batch_size]
-        made = self.source("train").batches(
-            [indices], epoch=epoch, seed=seed, augmentation=augmentation
-        )
+        source = copied(self.source("train"), augmentation or Augmentation())
+        numbers = epoch_order(source, seed=seed, epoch=epoch, order=order)
+        if not 0 <= position < len(numbers):
+            raise InputError("position", f"must be in [0, {len(numbers)})", position)
+        indices = numbers[position : position + batch_size]
+        made = source.batches([indices], epoch=epoch, seed=seed, augmentation=augmentation)
         return next(iter(made))
 
 

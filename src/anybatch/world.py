@@ -10,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import warnings
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, TypeVar, cast, final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
@@ -36,6 +39,10 @@ class World:
         rank: number of this process, from 0.
         size: how many processes there are.
 
+    Attributes:
+        reduced_bytes: that this rank has handed to all-reduces, gradients included. A ring carries
+            2 (size - 1) / size times as many over each rank's link.
+
     Example:
         >>> world = World(torch.device("cpu"))
         >>> world.rank, world.size, world.from_first("agreed")
@@ -46,6 +53,7 @@ class World:
         self.device = device
         self.rank = rank
         self.size = size
+        self.reduced_bytes = 0
         self._made_group = False
 
     @classmethod
@@ -87,7 +95,11 @@ class World:
         Collectives: one all-reduce of the tensor's size; every rank must call.
         """
         if self.size > 1:
+            self._count(tensor)
             dist.all_reduce(tensor)
+
+    def _count(self, tensor: Tensor) -> None:
+        self.reduced_bytes += tensor.numel() * tensor.element_size()
 
     def from_first(self, value: _T) -> _T:
         """Rank 0's `value` on every rank; for decisions on clocks, signals and files.
@@ -115,6 +127,86 @@ class World:
         gathered: list[Any] = [None] * self.size
         dist.all_gather_object(gathered, value)
         return cast("list[_T]", gathered)
+
+    def largest_in_place(self, tensor: Tensor) -> None:
+        """Replace every value of `tensor` by the largest over all ranks.
+
+        Collectives: one all-reduce of the tensor's size; every rank must call.
+        """
+        if self.size > 1:
+            self._count(tensor)
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+
+    def averager(self, every: int) -> PeriodicModelAverager:
+        """An averager of torch's over these ranks, for `average_in_place`.
+
+        Args:
+            every: calls from one averaging to the next, >= 1; the first call averages.
+        """
+        with warnings.catch_warnings():  # that every = 1 sends as much as gradients would
+            warnings.simplefilter("ignore")
+            return PeriodicModelAverager(every)
+
+    def average_in_place(
+        self, tensors: Sequence[Tensor], averager: PeriodicModelAverager | None = None
+    ) -> bool:
+        """Replace tensors by their mean over all ranks, each rank weighing the same.
+
+        Args:
+            tensors: floating-point, the same shapes on every rank.
+            averager: says whether it is time; None: it is.
+
+        Returns:
+            Whether they were averaged.
+
+        Collectives: one all-reduce of their size, where it is time; every rank must call.
+        """
+        if self.size == 1 or not tensors:
+            return False
+        averager = averager or self.averager(1)
+        is_time = bool(averager.step % averager.period == 0)
+        # The averager gives its tensors new memory; stand-ins spare ours, with strides and views.
+        # It leaves out what has no gradient.
+        stand_ins = [tensor.detach() for tensor in tensors]
+        for stand_in in stand_ins:
+            stand_in.grad = stand_in.detach()
+        groups: Any = [{"params": stand_ins}]
+        averager.average_parameters(groups)
+        for tensor, stand_in in zip(tensors, stand_ins, strict=True) if is_time else ():
+            self._count(tensor)
+            tensor.copy_(stand_in)
+        return is_time
+
+    def all_rows(self, tensor: Tensor, counts: Sequence[int]) -> Tensor:
+        """The rows of every rank's `tensor`, in rank order.
+
+        Args:
+            tensor: its shape but for the rows, and its type, are the same on every rank.
+            counts: rows of each rank; some may be 0.
+
+        Collectives: one all-gather of size * max(counts) rows; every rank must call.
+        """
+        if self.size == 1:
+            return tensor
+        padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        # As bytes: gloo does not know every type.
+        own = padded.flatten().view(torch.uint8)
+        gathered = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(gathered, own)
+        rows = [part.view(tensor.dtype).view_as(padded) for part in gathered]
+        return torch.cat([part[:count] for part, count in zip(rows, counts, strict=True)])
+
+    def values_at_first(self, value: _T) -> list[_T]:
+        """Every rank's `value`, in rank order, on rank 0; nothing on the others.
+
+        Collectives: one gather of pickled objects; every rank must call.
+        """
+        if self.size == 1:
+            return [value]
+        gathered: list[Any] | None = [None] * self.size if self.is_first else None
+        dist.gather_object(value, gathered, dst=0)
+        return cast("list[_T]", gathered or [])
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -150,7 +242,7 @@ class World:
             find_unused_parameters=some_unused,
             **buffers,
         )
-        wrapped.register_comm_hook(None, _sum_bucket)
+        wrapped.register_comm_hook(self, _sum_bucket)
         return wrapped
 
     def without_communication(self, model: nn.Module) -> AbstractContextManager[Any]:
@@ -193,7 +285,8 @@ def _make_group(backend: str) -> None:
 
 
 def _sum_bucket(state, bucket):  # type: ignore[no-untyped-def]  # torch refuses text annotations
-    """DDP communication hook: the bucket's sum over ranks, asynchronously."""
+    """DDP communication hook: the bucket's sum over the ranks of a World, asynchronously."""
+    state._count(bucket.buffer())
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     future = cast("torch.futures.Future[list[Tensor]]", work.get_future())
     return future.then(_first_tensor)

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import typing
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from anybatch.errors import InputError
+from anybatch.optim.rmsprop_warmup import sgd_share
 from anybatch.recipe import (
     AdamSettings,
     AdamWSettings,
+    LAMBSettings,
+    LARSSettings,
     ModelSettings,
     MuonSettings,
     OptimizerSettings,
     Recipe,
     RecordSettings,
+    RMSpropWarmupSettings,
     Schedules,
     SGDSettings,
+    SGDWSettings,
     Stopping,
 )
 from anybatch.records import StepRecord
@@ -39,6 +44,16 @@ OPTIMIZERS: dict[str, OptimizerSettings] = {
     "adam": AdamSettings(lr=0.003),
     "adamw": AdamWSettings(lr=0.003, weight_decay=0.0),
     "muon": MuonSettings(lr=0.02, adamw_lr=0.003),
+    "sgdw": SGDWSettings(lr=0.05),
+    "sgdw normalized": SGDWSettings(lr=0.05, decay="normalized"),
+    "sgdw coupled": SGDWSettings(lr=0.05, nesterov=True, decay="coupled"),
+    "adamw decoupled": AdamWSettings(lr=0.003, weight_decay=0.0, decay="decoupled"),
+    "lars": LARSSettings(lr=4.0),
+    "lars unscaled": LARSSettings(lr=3.0, buffer="unscaled", nesterov=True),
+    "lamb": LAMBSettings(lr=0.02, weight_decay=0.0),
+    "rmsprop-warmup": RMSpropWarmupSettings(
+        lr=0.05, rms_lr=0.003, center=updates(20), width=updates(10)
+    ),
     "muon as adamw": MuonSettings(lr=0.01, adjust_lr="match_rms_adamw", adamw_lr=0.01),
 }
 NEED_MOMENTUM = [name for name, s in OPTIMIZERS.items() if s != SGDSettings(lr=0.1)]
@@ -53,11 +68,11 @@ def with_decay(settings: OptimizerSettings, weight_decay: float = 0.1) -> Optimi
     return dataclasses.replace(settings, weight_decay=weight_decay)
 
 
-def without_lr(settings: OptimizerSettings) -> OptimizerSettings:
-    zeros = {"lr": 0.0} | ({"adamw_lr": 0.0} if isinstance(settings, MuonSettings) else {})
-    replace: Any = dataclasses.replace
-    changed: OptimizerSettings = replace(settings, **zeros)
-    return changed
+def prepared(settings: OptimizerSettings, model: nn.Module) -> Optimizer:
+    """An optimizer at the beginning of a run of 100 updates."""
+    optimizer = build_optimizer(settings, model)
+    Hyperparameters(optimizer, Schedules(), CLOCK).apply(at(0.0))
+    return optimizer
 
 
 def new_model(seed: int = 0) -> nn.Module:
@@ -103,8 +118,10 @@ def test_a_step_moves_every_parameter(name: str) -> None:
 def test_an_lr_of_0_moves_nothing(name: str) -> None:
     model = new_model()
     before = weights(model)
-    settings = with_decay(without_lr(OPTIMIZERS[name]))
-    assert same(take_steps(model, build_optimizer(settings, model), range(3)), before)
+    optimizer = prepared(with_decay(OPTIMIZERS[name]), model)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    assert same(take_steps(model, optimizer, range(3)), before)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -124,27 +141,46 @@ def test_decay_alone_shrinks_and_keeps_its_convention(name: str) -> None:
     settings = with_decay(OPTIMIZERS[name])
     model = new_model()
     before = weights(model)
-    optimizer = build_optimizer(settings, model)
+    optimizer = prepared(settings, model)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     lrs = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for parameter, old in zip(model.parameters(), before, strict=True):
-        if settings.decay_convention == "decoupled" or isinstance(settings, SGDSettings):
-            nesterov = isinstance(settings, SGDSettings) and settings.nesterov
-            factor = 1.0 - lrs[id(parameter)] * 0.1 * (1.9 if nesterov else 1.0)
-            torch.testing.assert_close(parameter.detach(), old * factor, rtol=1e-12, atol=0)
-        else:  # coupled decay goes through Adam's scaling: about one lr, whatever its size
-            gradient = 0.1 * old
-            step = lrs[id(parameter)] * gradient / (gradient.abs() + 1e-8)
-            torch.testing.assert_close(parameter.detach(), old - step, rtol=1e-9, atol=0)
+        expected = decayed(settings, old, lrs[id(parameter)])
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-9, atol=0)
+
+
+def decayed(settings: OptimizerSettings, weight: Tensor, lr: float) -> Tensor:
+    """What the first step makes of a weight whose gradient is 0, under a weight decay of 0.1."""
+    lookahead = 1.9 if getattr(settings, "nesterov", False) else 1.0
+    match settings:
+        case SGDWSettings(decay="decoupled") | AdamWSettings(decay="decoupled"):
+            return weight * (1.0 - 0.1)  # the schedule's factor is 1, whatever lr is
+        case SGDWSettings(decay="normalized"):
+            return weight * (1.0 - 0.1 / math.sqrt(100))  # of CLOCK's 100 updates
+        case SGDSettings() | SGDWSettings() | LARSSettings():
+            return weight * (1.0 - lr * 0.1 * lookahead)  # LARS: a gradient of 0 has the ratio 1
+        case LAMBSettings():  # u = 0.1 w; a weight's ratio |w| / |u| undoes the size of the decay
+            return weight * (1.0 - lr * (1.0 if weight.dim() > 1 else 0.1))
+        case AdamSettings():  # about one lr, whatever the size of the decay
+            gradient = 0.1 * weight
+            return weight - lr * gradient / (gradient.abs() + 1e-8)
+        case RMSpropWarmupSettings():
+            gradient = 0.1 * weight
+            share = sgd_share(0.0, center=20.0, width=10.0)
+            root = gradient.abs() * math.sqrt(1.0 - settings.rms_decay)
+            rms = (1.0 - share) * settings.rms_lr / lr / (root + settings.epsilon)
+            return weight - lr * (share + rms) * gradient
+        case _:
+            return weight * (1.0 - lr * 0.1)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_state_that_was_saved_and_loaded_goes_on_identically(name: str, tmp_path) -> None:
     settings = with_decay(OPTIMIZERS[name])
     model = new_model()
-    optimizer = build_optimizer(settings, model)
+    optimizer = prepared(settings, model)
     take_steps(model, optimizer, range(4))
     other = new_model(seed=1)
     other.load_state_dict(copy.deepcopy(model.state_dict()))

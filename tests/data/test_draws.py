@@ -9,7 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anybatch.data.draws import integers, mixed_key, permutation, uniform
+from anybatch.data.draws import (
+    integers,
+    mixed_key,
+    normal,
+    permutation,
+    symmetric_beta,
+    uniform,
+)
 from anybatch.errors import InputError
 
 MASK = 2**64 - 1
@@ -154,3 +161,55 @@ def test_bad_arguments_are_refused(call, message):
     with pytest.raises(InputError) as caught:
         call()
     assert str(caught.value) == message
+
+
+# --- other distributions --------------------------------------------------------------------------
+
+
+def test_normal_draws_are_the_quantiles_of_whole_numbers():
+    indices = torch.arange(NUM_DRAWS)
+    values = normal(indices, seed=3, epoch=1, stream=2)
+    places = integers(indices, 1 << 16, seed=3, epoch=1, stream=2)
+    probability = 0.5 * (1.0 + torch.erf(values.double() / math.sqrt(2.0)))
+    torch.testing.assert_close(probability, (places + 0.5).double() / (1 << 16), rtol=0, atol=1e-7)
+    assert values.dtype == torch.float32
+    assert float(values.mean()) == pytest.approx(0.0, abs=0.02)
+    assert float(values.var()) == pytest.approx(1.0, abs=0.02)
+    assert float(values.pow(4).mean()) == pytest.approx(3.0, abs=0.1)
+    assert torch.equal(values[7:9], normal(indices[7:9], seed=3, epoch=1, stream=2))
+
+
+def beta_distribution(alpha: float, values: torch.Tensor) -> torch.Tensor:
+    """P(Beta <= value) for the alphas that have it in closed form."""
+    if alpha == 0.5:
+        return 2 / math.pi * values.sqrt().asin()
+    return {
+        1.0: lambda: values,
+        2.0: lambda: values**2 * (3 - 2 * values),
+        3.0: lambda: values**3 * (10 - 15 * values + 6 * values**2),
+    }[alpha]()
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0, 3.0])
+def test_beta_draws_invert_the_distribution(alpha):
+    indices = torch.arange(NUM_DRAWS)
+    values = symmetric_beta(indices, alpha, seed=1, epoch=0, stream=4)
+    places = uniform(indices, seed=1, epoch=0, stream=4)
+    error = (beta_distribution(alpha, values) - places).abs()
+    assert float(error.max()) < 2e-5  # the outermost interval; elsewhere far less
+    assert float(error.quantile(0.99)) < 1e-6
+    assert torch.equal(values[:2], symmetric_beta(indices[:2], alpha, seed=1, epoch=0, stream=4))
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 0.05, 0.2, 0.4, 1.5, 10.0, 1000.0])
+def test_beta_draws_have_the_moments_of_beta(alpha):
+    values = symmetric_beta(torch.arange(NUM_DRAWS), alpha, seed=0, epoch=0, stream=0)
+    assert 0.0 <= float(values.min()) <= float(values.max()) <= 1.0
+    assert float(values.mean()) == pytest.approx(0.5, abs=0.01)
+    assert float(values.var()) == pytest.approx(0.25 / (2 * alpha + 1), rel=0.02)
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, math.nan])
+def test_beta_needs_a_positive_parameter(alpha):
+    with pytest.raises(InputError, match="alpha must be > 0"):
+        symmetric_beta(torch.arange(2), alpha, seed=0, epoch=0, stream=0)

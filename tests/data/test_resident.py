@@ -80,7 +80,7 @@ def test_index_tensors_are_read_only_some_way_ahead():
     wide = ResidentSource.from_arrays(torch.zeros(100, 2**20), torch.zeros(100))
     pulled = 0
     next(wide.batches(indices[:1] for indices in endless()))
-    assert pulled <= 8  # 4 MiB each, 32 MiB together
+    assert pulled <= 2  # 4 MiB each, 8 MiB together
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,17 @@ from torch import Tensor, nn
 
 from anybatch.recipe import (
     AdamWSettings,
+    AdditiveNoise,
+    Augmentation,
     ClipGlobalNorm,
     ComputeSettings,
     ExponentialAverage,
     LossSettings,
+    Mixup,
     Recipe,
     RecordSettings,
     ReduceOnPlateauSettings,
+    RunningMixup,
     Schedules,
     SGDSettings,
     Stopping,
@@ -188,6 +192,21 @@ def base_cases() -> Iterator[tuple[str, str, Recipe]]:
             for ghost in (None, 4):
                 name = f"{network}-{optimizer}-{'ghosts' if ghost else 'plain'}"
                 yield name, network, make_recipe(optimizer, ghost)
+
+
+def mixed_cases() -> Iterator[tuple[str, str, Recipe]]:
+    """Mixup within ghosts, running mixup by places; noise on the gradient, and clipping."""
+    for name, network, ghost, mixing in (
+        ("mixup-ghosts", "cnn", 4, Mixup(alpha=1.0)),
+        ("running-mixup-ghosts", "cnn", 4, RunningMixup()),
+        ("running-mixup-plain", "mlp", None, RunningMixup()),
+    ):
+        yield name, network, make_recipe(
+            "sgd", ghost,
+            augmentation=Augmentation(mixing=mixing),
+            gradient=(AdditiveNoise(std=0.01), ClipGlobalNorm(max_norm=0.5)),
+            loss=LossSettings(label_smoothing=0.1),
+        )  # fmt: skip
 
 
 def everything() -> Recipe:

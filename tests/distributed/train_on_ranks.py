@@ -28,7 +28,7 @@ def jobs(group: str) -> dict[str, Callable[[World], cases.Result]]:
         found[f"{name}-micro"] = partial(cases.train, network, micro)
     if group == "few":
         return found
-    for name, network, recipe in cases.base_cases():
+    for name, network, recipe in (*cases.base_cases(), *cases.mixed_cases()):
         found[name] = partial(cases.train, network, recipe)
         for size in MICRO_BATCH_SIZES[recipe.ghost_batch_size]:
             micro = replace(recipe, micro_batch_size=size)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from anybatch.curvature.noise_arithmetic import pair_of_parts
 from anybatch.errors import InputError
-from anybatch.measuring.noise_arithmetic import pair_of_parts
 from anybatch.measuring.noise_monitor import NoiseScaleMonitor
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from anybatch.cli import main
+from anybatch.curvature.noise_arithmetic import noise_estimates, pair_of_parts
 from anybatch.errors import InputError
 from anybatch.measurement import Measurement
-from anybatch.measuring.noise_arithmetic import noise_estimates, pair_of_parts
 from anybatch.measuring.noise_scale import NoiseScaleSettings, measure_noise_scale
 from anybatch.recipe import (
     AdamSettings,

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from anybatch.commands.output import show, table
 from anybatch.errors import ExitCode, InputError
+from anybatch.methods import METHODS
+from anybatch.optim.decay import long_run_sgd_decay, normalized_decay, restarts, torch_decay
 from anybatch.preview import PreviewRow, outline, plateau_sentence, preview
-from anybatch.recipe import Recipe, Target
+from anybatch.recipe import AdamWSettings, Origin, Recipe, SGDSettings, SGDWSettings, Target
 from anybatch.recipe_file import difference, load_recipe, shipped_recipe_names
 from anybatch.recipe_mapping import recipe_to_mapping, to_plain
-from anybatch.schedules import Duration
+from anybatch.scaling import reduction_sentences, scaled_recipe, scaling_sentences
+from anybatch.schedules import Constant, Duration
 
 if TYPE_CHECKING:
     from anybatch.options.recipe import RecipePreview
@@ -31,14 +34,41 @@ __all__ = [
 
 
 def list_recipes(*, as_json: bool) -> int:
-    """Print name and description of each shipped recipe."""
+    """Print each shipped recipe, then each method as lines of a recipe, with paper and article."""
     recipes = {name: load_recipe(name) for name in shipped_recipe_names()}
     if as_json:
-        rows = [{"name": name, "description": r.description} for name, r in recipes.items()]
-        show(json.dumps({"recipes": rows}))
-    else:
-        show(table(["recipe", "what"], [[name, r.description] for name, r in recipes.items()]))
+        rows = [
+            {"name": name, "description": r.description, "origin": to_plain(r.origin)}
+            for name, r in recipes.items()
+        ]
+        methods = [method._asdict() for method in METHODS]
+        show(json.dumps({"recipes": rows, "methods": methods}))
+        return ExitCode.OK
+    header = ["paper", "article"]
+    show(
+        table(
+            ["recipe", "what", *header],
+            [[name, r.description, *_origin(r.origin)] for name, r in recipes.items()],
+        )
+    )
+    show("\nMethods of the articles, as lines on top of any recipe; --set takes each line\n")
+    heads = [[m.title, m.paper, _article(m.article), f"docs/{m.page}.md"] for m in METHODS]
+    lines = table(["method", *header, "page"], heads).splitlines()
+    for head, method in zip(lines[1:], METHODS, strict=True):
+        show("\n".join([head, *(f"    {line}" for line in method.lines)]))
     return ExitCode.OK
+
+
+def _article(number: int) -> str:
+    return f"article {number}" if number else ""
+
+
+def _origin(origin: Origin | None) -> list[str]:
+    """Paper with year, and the article's number."""
+    if origin is None:
+        return ["", ""]
+    year = f" {origin.year}" if origin.year else ""
+    return [f"{origin.paper}{year}", _article(origin.article)]
 
 
 def show_recipe(reference: str, overrides: Sequence[str], *, as_json: bool) -> int:
@@ -140,7 +170,6 @@ def _cells(row: PreviewRow) -> list[str]:
 
 def conventions(recipe: Recipe) -> list[str]:
     """What the recipe's learning rate and weight decay mean, in words and in the other units."""
-    optimizer, batch_size = recipe.optimizer, recipe.batch_size
     decay = {
         "coupled": "weight decay is coupled: added to the gradient before momentum or scaling",
         "lr-decoupled": (
@@ -154,15 +183,48 @@ def conventions(recipe: Recipe) -> list[str]:
             "weight decay is normalized: w <- (1 - lr_t / lr * weight_decay / sqrt(n)) * w beside "
             "the step, n the updates of the run or of the present restart"
         ),
-    }[optimizer.decay]
-    sentences = [decay]
-    if recipe.loss.reduction == "sum" and isinstance(batch_size, int):
-        lr, same = optimizer.lr * batch_size, optimizer.weight_decay / batch_size
-        sentences.append(
-            f"losses are summed: SGD does the same with the mean loss, lr {lr:.6g} and coupled "
-            f"weight_decay {same:.6g} at batch size {batch_size}"
-        )
-    return sentences
+    }[recipe.optimizer.decay]
+    told = [*scaling_sentences(recipe), *reduction_sentences(recipe)]
+    return [decay, *_decay_elsewhere(recipe), *told]
+
+
+def _decay_elsewhere(recipe: Recipe) -> list[str]:
+    """The same decay as other conventions and torch's optimizers write it, where they can."""
+    if recipe.scaling is not None and recipe.batch_size == "full":
+        return []  # the lr that it is trained with is not known without the data
+    optimizer = scaled_recipe(recipe, None).optimizer
+    decay, lr = optimizer.weight_decay, optimizer.lr
+    if decay == 0 or lr == 0:
+        return []
+    match optimizer:
+        case SGDSettings(momentum=momentum):
+            same = decay / long_run_sgd_decay(1.0, lr, momentum)
+            return [f"in the long run SGDW shrinks as much with decoupled weight_decay {same:.6g}"]
+        case AdamWSettings(decay="lr-decoupled"):
+            return [f'decay = "decoupled" does the same with weight_decay {decay * lr:.6g}']
+        case SGDWSettings(decay="decoupled" | "normalized", momentum=momentum):
+            told = "torch's SGD shrinks as much in the long run with weight_decay"
+            other = long_run_sgd_decay(decay, lr, momentum)
+        case AdamWSettings():
+            told = "torch's AdamW does the same with weight_decay"
+            other = torch_decay("decoupled", decay, lr)
+        case _:
+            return []
+    if optimizer.decay == "decoupled":
+        return [f"{told} {other:.6g}"]
+    plain, n = 'decay = "decoupled" does the same with weight_decay', _known_updates(recipe)
+    if n is None:
+        return [f"{plain} {decay:.6g} / sqrt(n)", f"{told} {other:.6g} / sqrt(n)"]
+    values = normalized_decay(decay, n), normalized_decay(other, n)
+    return [f"n = {n} updates: {plain} {values[0]:.6g}", f"{told} {values[1]:.6g}"]
+
+
+def _known_updates(recipe: Recipe) -> int | None:
+    """Updates that a normalized decay counts, where the recipe alone says so."""
+    is_constant = recipe.schedules.batch_size == Constant() and recipe.batch_control is None
+    if recipe.duration.unit != "updates" or not is_constant or restarts(recipe.schedules.lr):
+        return None
+    return int(recipe.duration.count)
 
 
 def _rows(value: Any, prefix: str) -> Iterator[list[str]]:

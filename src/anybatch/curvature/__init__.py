@@ -1,1 +1,1 @@
-"""Curvature of a loss: Hessian-vector products, and the largest eigenvalue that they give."""
+"""Curvature of a loss and noise of its gradient: products, eigenvalues, parts and their arithmetic."""

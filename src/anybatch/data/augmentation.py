@@ -1,4 +1,4 @@
-"""Augmentation of images in memory: crop, mirror, normalization and cutout in a few tensor calls.
+"""Augmentation of images in memory: crop, mirror, normalization, cutout, erasing, by whole tensors.
 
 All draws come from `draws` and are therefore pure in (seed, epoch, example index).
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from anybatch.data.draws import integers
+from anybatch.data.erasing import erase_rectangles
 from anybatch.errors import InputError
 from anybatch.recipe import Augmentation
 
@@ -58,7 +59,7 @@ def augment_images(
     seed: int = 0,
     epoch: int = 0,
 ) -> Tensor:
-    """Crop, mirror, normalize and cut out, each example by its own draws.
+    """Crop, mirror, normalize, cut out and erase, each example by its own draws.
 
     In this order:
 
@@ -72,8 +73,10 @@ def augment_images(
     4. Cutout: a square of side s = cutout_size becomes 0 (the mean colour). Its centre (cy, cx) is
        uniform over the image and it covers rows cy - s // 2 ... cy - s // 2 + s - 1, and columns
        likewise, as far as they exist.
+    5. Random erasing; see `erasing.erase_rectangles`.
 
-    `random_resized_crop` is done where files are decoded and is ignored here.
+    `random_resized_crop` is done where files are decoded, `mixing` where an update's examples are
+    together; both are ignored here.
 
     Args:
         images: uint8, shape (n, H, W, C).
@@ -117,6 +120,8 @@ def augment_images(
     floats = _normalized(images, normalization)
     if augmentation is not None and augmentation.cutout_size:
         floats.masked_fill_(_cutout_mask(floats, indices, augmentation.cutout_size, seed, epoch), 0)
+    if augmentation is not None and augmentation.erasing is not None:
+        erase_rectangles(floats, indices, augmentation.erasing, seed=seed, epoch=epoch)
     return floats.permute(0, 3, 1, 2)
 
 

@@ -2,19 +2,23 @@
 
 There is no generator state, so a draw does not depend on what was drawn before, on the rank, the
 loader process or the other examples of the batch. Everything is 64-bit integer arithmetic with
-wrap-around, hence equal on every device and in every version of torch.
+wrap-around, hence equal on every device and in every version of torch; other distributions than the
+uniform are read from tables of their quantiles, for the same reason.
 """
 
 from __future__ import annotations
 
+import functools
+from statistics import NormalDist
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from anybatch.errors import InputError
 
-__all__ = ["integers", "mixed_key", "permutation", "uniform"]
+__all__ = ["integers", "mixed_key", "normal", "permutation", "symmetric_beta", "uniform"]
 
 _GOLDEN_GAMMA: Final = 0x9E3779B97F4A7C15
 _FIRST_MULTIPLIER: Final = 0xBF58476D1CE4E5B9
@@ -22,6 +26,8 @@ _SECOND_MULTIPLIER: Final = 0x94D049BB133111EB
 _MASK: Final = (1 << 64) - 1
 _PERMUTATION_STREAM: Final = 1 << 32
 _LARGEST_HIGH: Final = 1 << 31
+_NORMAL_QUANTILES: Final = 1 << 16
+_BETA_INTERVALS: Final = 1 << 14
 
 
 def mixed_key(*parts: int) -> int:
@@ -122,6 +128,88 @@ def integers(indices: Tensor, high: int, *, seed: int, epoch: int, stream: int) 
         raise InputError("high", f"must lie in [1, {_LARGEST_HIGH}]", high)
     words = _shifted_right(_bits(indices, seed, epoch, stream), 32)
     return (words * high) >> 32
+
+
+def normal(indices: Tensor, *, seed: int, epoch: int, stream: int) -> Tensor:
+    """Standard normal numbers, one for each index.
+
+    z_i = the (k_i + 1/2) / 2^16 quantile of N(0, 1), k_i uniform on 0 ... 2^16 - 1: at most 4.3 in
+    size, with variance 0.9998.
+
+    Args:
+        indices: int64, shape (n,), any device; the counters.
+        seed: the run's seed.
+        epoch: number of the pass over the data.
+        stream: which draw this is; different streams are independent.
+
+    Returns:
+        float32, shape (n,), on the device of `indices`.
+
+    Raises:
+        InputError: if `indices` is not int64.
+
+    Example:
+        >>> normal(torch.arange(3), seed=0, epoch=0, stream=0)
+        tensor([-1.1281, -1.6456,  0.4408])
+    """
+    drawn = integers(indices, _NORMAL_QUANTILES, seed=seed, epoch=epoch, stream=stream)
+    return _normal_quantiles(indices.device).index_select(0, drawn)
+
+
+@functools.lru_cache(maxsize=8)
+def _normal_quantiles(device: torch.device) -> Tensor:
+    inverse = NormalDist().inv_cdf
+    count = _NORMAL_QUANTILES
+    return torch.tensor([inverse((k + 0.5) / count) for k in range(count)], device=device)
+
+
+def symmetric_beta(indices: Tensor, alpha: float, *, seed: int, epoch: int, stream: int) -> Tensor:
+    """Numbers in [0, 1] from Beta(alpha, alpha), one for each index.
+
+    b_i = the u_i quantile, u_i uniform, by linear interpolation between 2^14 + 1 quantiles, of
+    which the outermost are those of 2^-17 and 1 - 2^-17.
+
+    Args:
+        indices: int64, shape (n,), any device; the counters.
+        alpha: > 0; 1 is uniform, towards 0 it is a fair coin, towards infinity 1/2.
+        seed: the run's seed.
+        epoch: number of the pass over the data.
+        stream: which draw this is; different streams are independent.
+
+    Returns:
+        float64, shape (n,), on the device of `indices`.
+
+    Raises:
+        InputError: if `indices` is not int64 or alpha is not > 0.
+
+    Example:
+        >>> symmetric_beta(torch.arange(3), 1.0, seed=0, epoch=0, stream=0)
+        tensor([0.1296, 0.0499, 0.6703], dtype=torch.float64)
+    """
+    if not alpha > 0:
+        raise InputError("alpha", "must be > 0", alpha)
+    table = _beta_quantiles(alpha).to(indices.device)
+    place = uniform(indices, seed=seed, epoch=epoch, stream=stream) * _BETA_INTERVALS
+    below = place.long()
+    low, high = table.index_select(0, below), table.index_select(0, below + 1)
+    return low + (high - low) * (place - below)
+
+
+@functools.lru_cache(maxsize=8)
+def _beta_quantiles(alpha: float) -> Tensor:
+    """The k / 2^14 quantiles of Beta(alpha, alpha), by the trapezoidal rule over its lower half."""
+    grid = np.linspace(0.0, 1.0, (1 << 16) + 1)
+    if alpha < 1.0:  # over x^alpha, for the density's pole at 0
+        values = 0.5 * grid ** (1.0 / alpha)
+        density = (1.0 - values) ** (alpha - 1.0)
+    else:
+        values = 0.5 * grid
+        density = (4.0 * values * (1.0 - values)) ** (alpha - 1.0)
+    mass = np.concatenate(([0.0], np.cumsum(density[1:] + density[:-1])))
+    wanted = np.linspace(0.0, mass[-1], _BETA_INTERVALS // 2 + 1)
+    wanted[0] = wanted[1] / 8.0  # a straight line to 0 itself would lie far outside of a thin tail
+    lower = np.interp(wanted, mass, values)
+    return torch.from_numpy(np.concatenate((lower, 1.0 - lower[-2::-1])))
 
 
 def permutation(num_examples: int, *, seed: int, epoch: int) -> Tensor:

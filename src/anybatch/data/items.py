@@ -104,7 +104,7 @@ def to_device(nest: Any, device: torch.device) -> Any:
 
 
 def augments(augmentation: Augmentation | None) -> bool:
-    """Whether anything is asked for.
+    """Whether anything is asked for that is done to one example by itself.
 
     Args:
         augmentation: the settings; None for evaluation.
@@ -115,6 +115,7 @@ def augments(augmentation: Augmentation | None) -> bool:
         or augmentation.flip != "none"
         or augmentation.cutout_size
         or augmentation.random_resized_crop
+        or augmentation.erasing is not None
     )
 
 

@@ -2,7 +2,7 @@
 
 Batches are gathered some way ahead: several index tensors are joined, their examples are gathered
 and augmented in one go, and the batches are views of the result. So a small batch costs a few
-microseconds. A batch that is kept keeps its neighbours' memory (at most about 32 MiB) too.
+microseconds. A batch that is kept keeps its neighbours' memory (at most about 8 MiB) too.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from anybatch.data.source import Batch
 from anybatch.errors import InputError
 from anybatch.recipe import Augmentation
 
-__all__ = ["Normalization", "ResidentSource"]
+__all__ = ["Normalization", "ResidentSource", "groups_of"]
 
 _EXAMPLES_AHEAD: Final = 2048
-_BYTES_AHEAD: Final = 32 * 2**20
+_BYTES_AHEAD: Final = 8 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -108,7 +108,7 @@ class ResidentSource:
         """Yield one `Batch` per index tensor; see `Source.batches`.
 
         Args:
-            index_batches: int64 CPU tensors of shape (n,); read up to 2,048 examples or 32 MiB
+            index_batches: int64 CPU tensors of shape (n,); read up to 2,048 examples or 8 MiB
                 ahead.
             epoch: number of the pass over the data.
             seed: the run's seed.
@@ -175,7 +175,7 @@ class ResidentSource:
         augmentation: Augmentation | None,
     ) -> Iterator[Batch]:
         device = self.device
-        for group in _groups(index_batches, self._examples_ahead()):
+        for group in groups_of(index_batches, self.examples_ahead):
             joined = group[0] if len(group) == 1 else torch.cat(group)
             self._check_indices(joined)
             on_device = _moved(joined, device)
@@ -193,7 +193,9 @@ class ResidentSource:
             lengths = [len(indices) for indices in group]
             yield from map(Batch, _parts(inputs, lengths), _parts(targets, lengths), group)
 
-    def _examples_ahead(self) -> int:
+    @property
+    def examples_ahead(self) -> int:
+        """Examples that are gathered in one go: 2,048, or what 8 MiB hold."""
         inputs, targets = tensors_of(self.inputs), tensors_of(self.targets)
         bytes_per_example = sum(map(_bytes_per_row, targets))
         if self.normalization is None:
@@ -219,7 +221,13 @@ def _moved(indices: Tensor, device: torch.device) -> Tensor:
     return indices.to(device)
 
 
-def _groups(index_batches: Iterable[Tensor], examples_ahead: int) -> Iterator[list[Tensor]]:
+def groups_of(index_batches: Iterable[Tensor], examples_ahead: int) -> Iterator[list[Tensor]]:
+    """Index batches joined until a group holds at least so many examples.
+
+    Args:
+        index_batches: consumed as groups are asked for.
+        examples_ahead: >= 1.
+    """
     group: list[Tensor] = []
     examples = 0
     for indices in index_batches:

@@ -25,7 +25,7 @@ from anybatch.data.source import Batch
 from anybatch.errors import InputError
 from anybatch.recipe import Augmentation
 
-__all__ = ["EpochDataset", "StreamedSource"]
+__all__ = ["EpochDataset", "StreamedSource", "seed_item"]
 
 _ITEM_STREAM: Final = (1 << 32) + 1
 _LOADER_STREAM: Final = (1 << 32) + 2
@@ -238,7 +238,7 @@ class _BatchReader(Dataset[Any]):
         items = []
         with _generators_put_back():
             for position in positions:
-                _seed_generators(mixed_key(seed, epoch, _ITEM_STREAM, position))
+                seed_item(seed, epoch, position)
                 try:
                     items.append(self._item(position, seed, epoch))
                 except InputError as error:
@@ -290,6 +290,17 @@ def _without_thing(error: InputError) -> str:
 def _shortened(positions: list[int]) -> str:
     shown = ", ".join(map(str, positions[:4]))
     return shown if len(positions) <= 4 else f"{shown}, ..."
+
+
+def seed_item(seed: int, epoch: int, position: int) -> None:
+    """Seed the generators of torch, numpy and Python for one example of one epoch.
+
+    Args:
+        seed: the run's seed.
+        epoch: number of the pass over the data.
+        position: the example's number in its data set.
+    """
+    _seed_generators(mixed_key(seed, epoch, _ITEM_STREAM, position))
 
 
 def _seed_generators(key: int) -> None:

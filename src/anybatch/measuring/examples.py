@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from anybatch.data.source import Batch
+from anybatch.errors import InputError
 from anybatch.training.checks import call_model
 from anybatch.training.normalization import GhostBatchNorm
 from anybatch.training.portion import Portion
 from anybatch.training.precision import cast
-from anybatch.training.sampling import micro_batches
 from anybatch.training.training import Training
 
 __all__ = ["couples_examples", "losses_of", "parts_of", "portions_of"]
@@ -65,11 +65,20 @@ def portions_of(training: Training, num_examples: int, *, skip: int = 0) -> list
 
 
 def parts_of(training: Training, portions: list[Portion]) -> Iterator[Batch]:
-    """The micro-batches of these portions that count."""
+    """The micro-batches of these portions that count; whole batches, where the loss couples them.
+
+    Raises:
+        InputError: a loss that couples a batch, which several ranks share.
+    """
     size = training.recipe.micro_batch_size
+    if training.task.loss_scope == "batch":
+        size = None
+        if training.world.size > 1:
+            rule = "must be one, as the loss couples the examples of a batch"
+            raise InputError("ranks of this measurement", rule, training.world.size)
     for portion in portions:
         if portion.counted:
-            yield from micro_batches(portion.batch, size)
+            yield from portion.parts(size)
 
 
 def losses_of(training: Training, part: Batch, *, plain: bool = False) -> Tensor:

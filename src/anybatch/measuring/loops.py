@@ -101,6 +101,7 @@ def new_training(task: Task, recipe: Recipe, *, seed: int, world: World | None) 
         seed=seed,
         duration=updates(_LONGEST),
         schedules=Schedules(),
+        batch_control=None,
         stopping=stopping,
         plateau=None,
     )

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from anybatch.data.items import map_tensors, tensors_of
-from anybatch.errors import InputError
-from anybatch.measurement import Estimate, Measurement
-from anybatch.measuring.gradient_parts import GradientParts, squared_norms
-from anybatch.measuring.noise_arithmetic import (
+from anybatch.curvature.gradient_parts import GradientParts, squared_norms
+from anybatch.curvature.noise_arithmetic import (
     noise_estimates,
     pair_of_parts,
     running_estimates,
 )
+from anybatch.data.items import map_tensors, tensors_of
+from anybatch.errors import InputError
+from anybatch.measurement import Estimate, Measurement
 from anybatch.measuring.noise_scale import noise_findings
 from anybatch.recipe_checks import require
 from anybatch.world import World

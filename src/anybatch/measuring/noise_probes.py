@@ -20,15 +20,15 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from anybatch.course import recipe_clock
-from anybatch.data.items import augments
-from anybatch.errors import InputError
-from anybatch.measuring.gradient_parts import (
+from anybatch.curvature.gradient_parts import (
     GradientParts,
     adam_scales,
     layer_names,
     squared_norms,
 )
-from anybatch.measuring.noise_arithmetic import b_simple_estimate, looks, pair_of_parts
+from anybatch.curvature.noise_arithmetic import b_simple_estimate, looks, pair_of_parts
+from anybatch.data.items import augments
+from anybatch.errors import InputError
 from anybatch.progress import Activity
 from anybatch.recipe import Schedules
 from anybatch.recipe_checks import require, require_choices, require_positive
@@ -36,7 +36,7 @@ from anybatch.schedules import updates
 from anybatch.training.feed import Feed
 from anybatch.training.normalization import GhostBatchNorm
 from anybatch.training.portion import Portion
-from anybatch.training.sampling import rank_share
+from anybatch.training.sampling import rank_share, share_unit
 from anybatch.training.training import Training
 
 __all__ = ["Layout", "NoiseScaleSettings", "Probes", "num_parts", "probe_layout"]
@@ -142,8 +142,8 @@ def num_parts(training: Training, layout: Layout, num_examples: int) -> int:
 
 def _shares(training: Training, num_examples: int) -> list[int]:
     """Examples of a global batch that each rank takes."""
-    size, ghost = training.world.size, training.recipe.ghost_batch_size or 1
-    ends = [rank_share(num_examples, rank=r, world_size=size, ghost=ghost) for r in range(size)]
+    size, unit = training.world.size, share_unit(training.recipe)
+    ends = [rank_share(num_examples, rank=r, world_size=size, ghost=unit) for r in range(size)]
     return [stop - start for start, stop in ends]
 
 
@@ -342,9 +342,10 @@ def _feed_of(training: Training, num_examples: int) -> Feed:
         batch_size=num_examples,
         duration=updates(_WITHOUT_END),
         schedules=Schedules(),
+        batch_control=None,
     )
-    clock = recipe_clock(recipe, training.clock.examples_per_epoch)
-    feed = Feed(training.feed._source, recipe, clock, training.world)
+    source = training.feed.source
+    feed = Feed(source, recipe, recipe_clock(recipe, source.num_examples), training.world)
     feed.load_state_dict(training.feed.state_dict() | {"examples": 0})
     return feed
 

@@ -21,8 +21,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from anybatch.curvature.noise_arithmetic import noise_estimates, running_estimates
 from anybatch.measurement import Estimate, Finding, Measurement
-from anybatch.measuring.noise_arithmetic import noise_estimates, running_estimates
 from anybatch.measuring.noise_probes import NoiseScaleSettings, Probes
 from anybatch.measuring.subjects import opened_training, recipe_settings
 from anybatch.progress import Activity

@@ -235,7 +235,7 @@ def _search(
 
 def _root_of_preconditioner(training: Training, parameters: list[Tensor]) -> Tensor | None:
     """P^1/2 of Adam, P = (1 - b1^(t+1)) (sqrt(v / (1 - b2^t)) + eps); None where there is none."""
-    settings: Any = training.recipe.optimizer
+    settings: Any = training.scaled_recipe.optimizer
     if not isinstance(settings, AdamSettings | AdamWSettings):
         return None
     state = getattr(training.optimizer, "state", {})

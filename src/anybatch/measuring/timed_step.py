@@ -77,7 +77,7 @@ class TimedStep:
         """
         training = self._training
         marks = self._marks = Marks(training.world.device)
-        training.one_step.gradient(portion, micro_batch_size=len(portion.batch.indices))
+        training.one_step.gradient(portion, micro_batch_size=len(portion.indices))
         marks.mark()
         training.one_step.update(self._position)
         marks.mark()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anybatch.models.geometry import require_at_least_one, scaled_channels
-from anybatch.models.initialization import initialize_kaiming_normal
+from anybatch.models.initialization import initialize_kaiming_normal, zero_last_norms
 
 __all__ = ["ResNet", "resnet18", "resnet50"]
 
@@ -159,6 +159,10 @@ class _BasicBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(inner_channels)
         self.shortcut = _projection(in_channels, self.out_channels, stride)
 
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        return self.norm2
+
     def forward(self, features: Tensor) -> Tensor:
         residual = functional.relu(self.norm1(self.conv1(features)))
         residual = self.norm2(self.conv2(residual))
@@ -176,6 +180,10 @@ class _BottleneckBlock(nn.Module):
         self.conv3 = nn.Conv2d(inner_channels, self.out_channels, 1, bias=False)
         self.norm3 = nn.BatchNorm2d(self.out_channels)
         self.shortcut = _projection(in_channels, self.out_channels, stride)
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        return self.norm3
 
     def forward(self, features: Tensor) -> Tensor:
         residual = functional.relu(self.norm1(self.conv1(features)))
@@ -195,10 +203,5 @@ def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Module:
 
 def _initialize(model: ResNet, *, zero_init_last_norm: bool) -> None:
     initialize_kaiming_normal(model, fan="fan_out")
-    if not zero_init_last_norm:
-        return
-    for module in model.modules():
-        if isinstance(module, _BasicBlock):
-            nn.init.zeros_(module.norm2.weight)
-        elif isinstance(module, _BottleneckBlock):
-            nn.init.zeros_(module.norm3.weight)
+    if zero_init_last_norm:
+        zero_last_norms(model)

@@ -144,6 +144,10 @@ class _NormalizedBlock(nn.Module):
         if halve:
             self.shortcut = ZeroPadShortcut(out_channels - in_channels, average=False)
 
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        return self.norm2
+
     def forward(self, features: Tensor) -> Tensor:
         carried = features if self.shortcut is None else self.shortcut(features)
         residual: Tensor = self.norm1(self.conv1(features))

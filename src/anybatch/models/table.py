@@ -18,6 +18,7 @@ from anybatch.models.geometry import (
     scaled_channels,
 )
 from anybatch.models.gpt import GPT
+from anybatch.models.initialization import zero_last_norms
 from anybatch.models.lenet import LeNet
 from anybatch.models.mlp import MLP
 from anybatch.models.resnet import resnet18, resnet50
@@ -70,7 +71,9 @@ class ModelEntry:
     builder: Callable[[ModelShape, float], nn.Module]
 
 
-def build_model(name: str, shape: ModelShape, *, width: float = 1.0) -> nn.Module:
+def build_model(
+    name: str, shape: ModelShape, *, width: float = 1.0, zero_gamma: bool | None = None
+) -> nn.Module:
     """Build a network of the table, with initial weights drawn from torch's global RNG.
 
     Args:
@@ -78,12 +81,15 @@ def build_model(name: str, shape: ModelShape, *, width: float = 1.0) -> nn.Modul
         shape: what the data ask of the network.
         width: multiplier of the hidden channels, finite and > 0; 1 is the published network,
             otherwise channels are rounded to multiples of 8.
+        zero_gamma: begin every residual block as its shortcut; see `zero_last_norms`. None: as
+            the network was published, which for all of them is False.
 
     Returns:
         The network in training mode, on torch's default device.
 
     Raises:
-        InputError: if the name is unknown, the width is not > 0, or network and shape do not fit.
+        InputError: if the name is unknown, the width is not > 0, network and shape do not fit, or
+            no residual branch ends in a norm whose scale could be 0.
 
     Example:
         >>> model = build_model("mlp", ModelShape(input_shape=(1, 8, 8), num_outputs=10))
@@ -96,7 +102,12 @@ def build_model(name: str, shape: ModelShape, *, width: float = 1.0) -> nn.Modul
         raise InputError("model", f"must be one of {', '.join(MODELS)}", name, hint=hint)
     if not (math.isfinite(width) and width > 0):
         raise InputError("width", "must be finite and > 0", width)
-    return MODELS[name].builder(shape, width)
+    model = MODELS[name].builder(shape, width)
+    if zero_gamma and not zero_last_norms(model):
+        rule = f"must be left out for {name}, none of whose residual branches ends in a norm"
+        hint = "a ReLU after a norm of scale 0 would never let it learn"
+        raise InputError("model.zero_gamma", rule, True, hint=hint)
+    return model
 
 
 def _require_no_vocabulary(model: str, shape: ModelShape) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["clip_global_norm"]
+__all__ = ["clip_global_norm", "was_clipped"]
 
 
 def clip_global_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
@@ -42,3 +42,19 @@ def clip_global_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Ten
         algorithm 1.
     """
     return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+
+
+def was_clipped(norm: Tensor, max_norm: float) -> Tensor:
+    """Whether `clip_global_norm` scaled gradients down that had this norm, on the norm's device.
+
+    True where max_norm / (|g| + 1e-6) < 1; a norm that is not a number was not clipped.
+
+    Args:
+        norm: before clipping, as `clip_global_norm` returns it.
+        max_norm: in the gradient's unit, > 0.
+
+    Example:
+        >>> was_clipped(torch.tensor([0.5, 1.0, 2.0]), max_norm=1.0).tolist()
+        [False, True, True]
+    """
+    return max_norm / (norm + 1e-6) < 1.0

@@ -11,6 +11,7 @@ from anybatch.errors import InputError
 from anybatch.plan import PLAN_FILE, PlanRequest
 from anybatch.recipe import Recipe, Target
 from anybatch.run import Run
+from anybatch.scaling import scaled_recipe
 from anybatch.task import SplitName, Task
 from anybatch.training.environment import describe_environment
 from anybatch.training.outcome import TargetWatch
@@ -77,6 +78,7 @@ def plan_request(
         raise InputError("target", f"must be {watch.quantity}{best}VALUE for a plan", str(wanted))
     exact = Target(watch.quantity, watch.relation, watch.value)
     stopping = dataclasses.replace(recipe.stopping, target=exact)
+    present = scaled_recipe(recipe, num_examples)  # a plan chooses batch size and lr by itself
     return PlanRequest(
         task=task.reference | {"name": task.name},
         num_examples=num_examples,
@@ -85,7 +87,7 @@ def plan_request(
         kind=task.kind,
         metric_name=judge.name,
         metric_direction=judge.direction,
-        recipe=dataclasses.replace(recipe, stopping=stopping),
+        recipe=dataclasses.replace(present, stopping=stopping, batch_control=None),
         ranks=world.size,
         device=world.device.type,
         budget=budget,

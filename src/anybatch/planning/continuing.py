@@ -40,7 +40,7 @@ def check_planned(training: Training, plan_run: Run, plan: Plan) -> dict[str, in
     Raises:
         InputError: other data or another model than the pilot's, or a damaged checkpoint.
     """
-    expected, found = plan.request.num_examples, training.clock.examples_per_epoch
+    expected, found = plan.request.num_examples, training.feed.source.num_examples
     if found != expected:
         raise InputError("train", f"must hold the {expected:,} examples of the plan", found)
     if not (plan.pilot and has_checkpoint(plan_run)):

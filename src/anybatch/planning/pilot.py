@@ -184,6 +184,7 @@ class Pilot:
         objectives = (training.one_step.plain_loss, training.task.judge)
         started = time.perf_counter()
         with preserved_random_state():
+            training.refresh_kept_model()
             loss, metric = evaluate(
                 training.kept_model, self._watched, objectives, training.recipe.compute,
                 training.world,

@@ -18,6 +18,7 @@ from anybatch.recipe import (
     Recipe,
     ReduceOnPlateauSettings,
     SGDSettings,
+    SGDWSettings,
     Stopping,
 )
 from anybatch.schedules import Duration, examples
@@ -194,14 +195,14 @@ def _optimizer(
     present: OptimizerSettings, old_batch_size: int, batch_size: int, lr: float
 ) -> OptimizerSettings:
     """The lr, and the decay that shrinks the weights as much per example as before."""
-    lr = written_lr(lr)
-    decay = getattr(present, "weight_decay", 0.0)
-    is_coupled_sgd = isinstance(present, SGDSettings)
-    is_decoupled = present.decay == "lr-decoupled"
-    if decay and present.lr > 0 and (is_coupled_sgd or is_decoupled):
+    lr, decay = written_lr(lr), present.weight_decay
+    is_coupled = isinstance(present, (SGDSettings, SGDWSettings)) and present.decay == "coupled"
+    if decay and present.lr > 0 and (is_coupled or present.decay in ("lr-decoupled", "decoupled")):
+        # Decoupled from lr, too, is what it is at any lr; normalized is so at any batch size.
+        old_lr, new_lr = (1.0, 1.0) if present.decay == "decoupled" else (present.lr, lr)
         decay = carried_weight_decay(
-            "coupled" if is_coupled_sgd else "decoupled",
-            decay, present.lr, old_batch_size, lr, batch_size,
+            "coupled" if is_coupled else "decoupled",
+            decay, old_lr, old_batch_size, new_lr, batch_size,
         )  # fmt: skip
         return dataclasses.replace(with_lr(present, lr), weight_decay=float(f"{decay:.4g}"))
     return with_lr(present, lr)

@@ -25,6 +25,7 @@ _SETTINGS = {
     "weight_decay": "weight decay",
     "batch_size": "batch size",
     "gradient_norm": "gradient norm",
+    "clipped_share": "share of clipped updates",
 }
 
 
@@ -130,8 +131,8 @@ def panels(groups: Sequence[Group]) -> list[Panel]:
             series = [replace(item, label=words) for item in series]
         panel = Panel(name=name.replace("_", "-"), title=words.capitalize(), y_label=words,
                       series=tuple(series))  # fmt: skip
-        if name == "lr":
-            panel = replace(panel, marks=_marks(coloured))
+        if name in ("lr", "batch_size"):
+            panel = replace(panel, marks=_marks(coloured, name))
         if series:
             made.append(replace(panel, constant=_constant(panel, coloured)))
     pilots = _pilot_marks(coloured)
@@ -252,8 +253,9 @@ def _constant(panel: Panel, coloured: Sequence[tuple[Subject, int]]) -> str:
 
     The last update of an epoch, which is smaller than the others, is no change of the batch size.
     """
-    scheduled = any(s.recipe.schedules.batch_size.name != "constant" for s, _ in coloured)
-    epoch_ends = panel.name == "batch-size" and not scheduled and not _changes_after_pilot(coloured)
+    moves = any(s.recipe.schedules.batch_size.name != "constant" or s.recipe.batch_control
+                for s, _ in coloured)  # fmt: skip
+    epoch_ends = panel.name == "batch-size" and not moves and not _changes_after_pilot(coloured)
     varies = any(len(set(series.values)) > 1 for series in panel.series)
     if panel.marks or panel.name == "gradient-norm" or (varies and not epoch_ends):
         return ""
@@ -268,8 +270,8 @@ def _constant(panel: Panel, coloured: Sequence[tuple[Subject, int]]) -> str:
     return f"{panel.y_label} the same throughout each run ({told})"
 
 
-def _marks(coloured: Sequence[tuple[Subject, int]]) -> tuple[Mark, ...]:
-    """The events of the runs, each at the seconds of the record that follows it."""
+def _marks(coloured: Sequence[tuple[Subject, int]], setting: str) -> tuple[Mark, ...]:
+    """Events that moved a setting, each at the seconds of the record that follows it."""
     alone = len(coloured) == 1
     return tuple(
         Mark(
@@ -283,6 +285,8 @@ def _marks(coloured: Sequence[tuple[Subject, int]]) -> tuple[Mark, ...]:
         )
         for subject, _ in coloured
         for event in subject.events
+        if event.name != "batch-size-looked-at"
+        and (setting == "lr" or event.name == "batch-size-changed")
     )
 
 

@@ -22,6 +22,7 @@ from anybatch.recipe import Recipe, Target
 from anybatch.recipe_file import load_recipe, recipe_name_for
 from anybatch.recipe_mapping import recipe_to_mapping
 from anybatch.run import SCHEMA, write_json
+from anybatch.scaling import scaled_recipe
 from anybatch.schedules import Constant, updates
 from anybatch.studies.batch_size_grid import (
     LOOK_GROWTH,
@@ -123,6 +124,10 @@ def create_batch_size_study(
     if recipe.schedules.batch_size != Constant():
         rule = "must be constant in a study of batch sizes"
         raise InputError("schedules.batch_size", rule, recipe.schedules.batch_size.name)
+    if recipe.batch_control is not None:
+        raise InputError("batch_control", "must be left out in a study of batch sizes")
+    num_examples = task.source("train").num_examples
+    recipe = scaled_recipe(recipe, num_examples)  # the study tunes the lr of every size
     if settings.lr is None and recipe.optimizer.lr <= 0:
         raise InputError("optimizer.lr", "must be > 0 to be tuned", recipe.optimizer.lr)
     watch = TargetWatch(target, task.judge)
@@ -133,7 +138,6 @@ def create_batch_size_study(
         stopping=replace(recipe.stopping, target=target),
         compute=replace(recipe.compute, threads=recipe.compute.threads or workers.threads),
     )
-    num_examples = task.source("train").num_examples
     sizes = tuple(sorted(settings.batch_sizes or default_batch_sizes(recipe, num_examples)))
     about: dict[str, Any] = {
         "kind": KIND,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 import torch
 
 from anybatch.recipe import Recipe
+from anybatch.records import Record
 from anybatch.run import Run, write_json
 from anybatch.studies.batch_size_grid import Looks
 from anybatch.studies.batch_size_table import LOADING
@@ -20,13 +24,14 @@ from anybatch.training.loop import (
     continue_run,
     create_run,
     raise_if_signalled,
+    task_from,
     training_records,
 )
 from anybatch.training.outcome import Outcome
 from anybatch.training.snapshot import preserved_random_state
 from anybatch.training.training import Training
 
-__all__ = ["STOP", "Order", "carry_out", "seconds_of_loading"]
+__all__ = ["STOP", "Order", "carry_out", "seconds_of_loading", "train_until_stopped", "why_stop"]
 
 STOP = threading.Event()
 """Set in a process that is to begin no further updates; its trial is saved."""
@@ -52,6 +57,15 @@ class Order:
     deadline: float | None = None
     times_loading: bool = False
 
+    def carry_out(self, task: Task | None) -> None:
+        """See `carry_out`; without a task it is made again from its reference, once a process."""
+        carry_out(self, task or _known_task(json.dumps(self.task)))
+
+
+@functools.cache
+def _known_task(reference: str) -> Task:
+    return task_from(json.loads(reference))
+
 
 def carry_out(order: Order, task: Task) -> None:
     """Train what is ordered, from wherever the run stands, and save it however it ends.
@@ -64,7 +78,7 @@ def carry_out(order: Order, task: Task) -> None:
         KeyboardInterrupt: after Ctrl-C, once the run is saved.
         SystemExit: after SIGTERM, likewise.
     """
-    if _must_stop(order):
+    if why_stop(order.deadline):
         return
     found = Run(order.path) if (order.path / "recipe.json").is_file() else None
     if not order.times_loading and order.recipe.stopping.target_on == "validation":
@@ -81,23 +95,29 @@ def carry_out(order: Order, task: Task) -> None:
         if order.times_loading and not (run.path / LOADING).exists():
             values = {"seconds_per_update": seconds_of_loading(training)}
             write_json(run.path / LOADING, values)
-        _train(training, run, order)
+        for _ in train_until_stopped(training, run, order.deadline):
+            pass
         raise_if_signalled(training, run)
 
 
-def _train(training: Training, run: Run, order: Order) -> None:
-    """Train to the end, the deadline, or the wish of the process to stop."""
-    for _ in training_records(training, run):
-        reason = _must_stop(order)
+def train_until_stopped(training: Training, run: Run, deadline: float | None) -> Iterator[Record]:
+    """Train to the end, the deadline, or the wish of the process to stop; yields the records."""
+    for record in training_records(training, run):
+        yield record
+        reason = why_stop(deadline)
         if reason and training.stop_wish is None:  # a signal's wish tells more
             training.request_stop(Outcome(name="interrupted", reason=reason))
 
 
-def _must_stop(order: Order) -> str:
-    """Why nothing further may be trained; "" while it may."""
+def why_stop(deadline: float | None) -> str:
+    """Why nothing further may be trained; "" while it may.
+
+    Args:
+        deadline: `time.time()` after which nothing is; None: none.
+    """
     if STOP.is_set():
         return "the study was stopped"
-    is_late = order.deadline is not None and time.time() >= order.deadline
+    is_late = deadline is not None and time.time() >= deadline
     return "out of time" if is_late else ""
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import multiprocessing
 import os
 import signal
@@ -15,18 +14,38 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from anybatch.errors import InputError
-from anybatch.studies.trials import STOP, Order, carry_out
+from anybatch.recipe import Recipe
+from anybatch.studies.trials import STOP
 from anybatch.task import Task
-from anybatch.training.loop import task_from
 
-__all__ = ["Workers", "opened_workers"]
+__all__ = ["Work", "Workers", "opened_workers"]
 
-Carrier: TypeAlias = Callable[[Sequence[Order]], Iterator[Order]]
-"""Carries orders out, and yields each once it is done."""
+
+class Work(Protocol):
+    """A trial as a plain value that any process can carry out, from wherever it stands."""
+
+    @property
+    def path(self) -> Path:
+        """Folder of the trial."""
+        ...
+
+    @property
+    def recipe(self) -> Recipe:
+        """What it trains with; says the number of threads."""
+        ...
+
+    def carry_out(self, task: Task | None) -> None:
+        """Train what is left of it; without a task it makes its own."""
+        ...
+
+
+Carrier: TypeAlias = Callable[[Sequence[Work]], Iterator[Work]]
+"""Carries trials out, and yields each once it is done."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,12 +88,13 @@ def _cores() -> int:
 
 
 @contextmanager
-def opened_workers(workers: Workers, task: Task) -> Iterator[Carrier]:
-    """What carries orders out, for as long as the block lasts.
+def opened_workers(workers: Workers, task: Task | None) -> Iterator[Carrier]:
+    """What carries trials out, for as long as the block lasts.
 
     Args:
         workers: where.
-        task: of the study; another process makes it again from its reference.
+        task: of the study; another process makes it again from its reference. None where each
+            trial makes its own.
 
     Raises:
         InputError: a task made by hand for other processes, or Ray is not installed.
@@ -82,7 +102,7 @@ def opened_workers(workers: Workers, task: Task) -> Iterator[Carrier]:
     if workers == Workers():
         yield functools.partial(_here, task)
         return
-    if not task.reference.get("name"):
+    if task is not None and not task.reference.get("name"):
         rule = "must be local for a task made by hand, which no other process can make again"
         raise InputError("on", rule, workers.on)
     opened = _ray(workers) if workers.on == "ray" else _processes(workers.processes)
@@ -90,24 +110,19 @@ def opened_workers(workers: Workers, task: Task) -> Iterator[Carrier]:
         yield carrier
 
 
-def _here(task: Task, orders: Sequence[Order]) -> Iterator[Order]:
+def _here(task: Task | None, orders: Sequence[Work]) -> Iterator[Work]:
     for order in orders:
-        carry_out(order, task)
+        order.carry_out(task)
         yield order
 
 
-def _carry_out_again(order: Order) -> tuple[str, str, str, str] | None:
+def _carry_out_again(order: Work) -> tuple[str, str, str, str] | None:
     """Carry an order out where the task must be made first; returns an InputError in parts."""
     try:
-        carry_out(order, _known_task(json.dumps(order.task)))
+        order.carry_out(None)
     except InputError as error:  # which cannot be pickled
         return error.thing, error.rule, error.hint, str(error)
     return None
-
-
-@functools.cache
-def _known_task(reference: str) -> Task:
-    return task_from(json.loads(reference))
 
 
 def _raise(parts: tuple[str, str, str, str] | None) -> None:
@@ -176,10 +191,10 @@ def _leave_with_parent() -> None:
 
 
 def _in_processes(
-    executor: ProcessPoolExecutor, count: int, orders: Sequence[Order]
-) -> Iterator[Order]:
+    executor: ProcessPoolExecutor, count: int, orders: Sequence[Work]
+) -> Iterator[Work]:
     """Never more than `count` under way: none may wait in a queue when all are told to stop."""
-    left, running = list(reversed(orders)), dict[Future[Any], Order]()
+    left, running = list(reversed(orders)), dict[Future[Any], Work]()
     while left or running:
         while left and len(running) < count:
             order = left.pop()
@@ -214,8 +229,8 @@ def _ray(workers: Workers) -> Iterator[Carrier]:
             ray.shutdown()
 
 
-def _on_ray(ray: Any, workers: Workers, orders: Sequence[Order]) -> Iterator[Order]:
-    left, running = list(reversed(orders)), dict[Any, Order]()
+def _on_ray(ray: Any, workers: Workers, orders: Sequence[Work]) -> Iterator[Work]:
+    left, running = list(reversed(orders)), dict[Any, Work]()
     try:
         while left or running:
             while left and len(running) < workers.processes:
@@ -232,13 +247,13 @@ def _on_ray(ray: Any, workers: Workers, orders: Sequence[Order]) -> Iterator[Ord
         raise
 
 
-def _remote(ray: Any, order: Order) -> Any:
+def _remote(ray: Any, order: Work) -> Any:
     """The work as Ray knows it; tried once, since what stopped it would stop it again."""
     cores = order.recipe.compute.threads or 1
     return ray.remote(num_cpus=cores, max_retries=0)(_carry_out_elsewhere)
 
 
-def _carry_out_elsewhere(order: Order, folders: list[str]) -> tuple[str, str, str, str] | None:
+def _carry_out_elsewhere(order: Work, folders: list[str]) -> tuple[str, str, str, str] | None:
     """Carry an order out in a process that may know fewer folders of modules than ours."""
     sys.path += [folder for folder in folders if folder not in sys.path]
     return _carry_out_again(order)

@@ -190,6 +190,8 @@ def _load(training: Training, state: dict[str, Any]) -> None:
         raise InputError("train", "must hold the data that the run began with", "others")
     try:
         training.load_state_dict(state)
+    except InputError:
+        raise
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         rule = "must have the parameters that are in the checkpoint"
         raise InputError("model", rule, str(error)) from error

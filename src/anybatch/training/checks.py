@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from anybatch.data.coerce import as_source
+from anybatch.data.copies import example_number
 from anybatch.data.items import tensors_of
 from anybatch.data.resident import ResidentSource
 from anybatch.data.source import Batch, Source
-from anybatch.data.streamed import StreamedSource
 from anybatch.errors import InputError
 from anybatch.objectives import LossFunction, logits_of
 from anybatch.recipe import Recipe
@@ -25,6 +25,7 @@ __all__ = [
     "call_model",
     "check_division",
     "check_model",
+    "check_rules",
     "data_fingerprint",
     "first_not_finite",
     "refuse_not_finite",
@@ -46,20 +47,54 @@ def check_division(task: Task, recipe: Recipe, world: World, has_batch_norm: boo
 
     Raises:
         InputError: a batch under BatchNorm without ghosts, or with a batch-coupled loss, is to be
-            divided over ranks or micro-batches.
+            divided over ranks, blocks or micro-batches. A block that is one pass is a ghost.
     """
+    blocks = recipe.blocks
+    if blocks is not None and task.loss_scope == "batch":
+        rule = "must be left out where the loss couples the examples of a batch"
+        raise InputError("blocks", rule, f"blocks of {blocks.size}")
     micro, batch_size = recipe.micro_batch_size, recipe.batch_size
     constant = recipe.schedules.batch_size == Constant()
     whole = micro is None or (constant and isinstance(batch_size, int) and micro >= batch_size)
     by = "over ranks" if world.size > 1 else "" if whole else "into micro-batches"
     if not by:
         return
-    if task.loss_scope == "batch":
+    if task.loss_scope == "batch" and recipe.loss.coupled == "whole":
         thing = f"a batch with loss_scope batch, divided {by},"
-        raise InputError(thing, "must stay whole", hint="its loss couples all of its examples")
+        hint = 'its loss couples all of its examples; loss.coupled = "cached-outputs" divides it'
+        raise InputError(thing, "must stay whole", hint=hint)
+    if blocks is not None and (micro is None or micro >= blocks.size):
+        return
     if has_batch_norm and recipe.ghost_batch_size is None:
+        by = by if blocks is None else "in blocks and these into micro-batches"
         rule = f"must be set where a batch under BatchNorm is divided {by}"
         raise InputError("ghost_batch_size", rule, None, hint=f"{micro or 32}, say")
+
+
+def check_rules(task: Task, recipe: Recipe) -> None:
+    """Refuse rules of a recipe that cannot work together, or not on this task.
+
+    Raises:
+        InputError: cached outputs of a loss for each example; local updates, or control of the
+            batch size, with a loss that couples a batch; local updates with that control or with
+            blocks; averaged weights with the last update's BatchNorm statistics.
+    """
+    coupled = task.loss_scope == "batch"
+    if recipe.loss.coupled != "whole" and not coupled:
+        rule = 'must be "whole" for a task whose loss_scope is example'
+        raise InputError("loss.coupled", rule, recipe.loss.coupled)
+    for name in ("batch_control", "communication"):
+        if getattr(recipe, name) is not None and coupled:
+            rule = "must be left out where the loss couples the examples of a batch"
+            raise InputError(name, rule)
+    for name in ("batch_control", "blocks"):
+        if recipe.communication is not None and getattr(recipe, name) is not None:
+            rule = f"must be left out with {name}, which needs the gradients of all ranks"
+            raise InputError("communication", rule)
+    if recipe.averaging is not None and recipe.batch_norm.evaluated_with == "last-update":
+        rule = 'must be "running" or "whole-set" where weights are averaged'
+        hint = "the last update's statistics are those of other weights"
+        raise InputError("batch_norm.evaluated_with", rule, "last-update", hint=hint)
 
 
 def check_model(model: nn.Module, task: Task, loss: LossFunction, sample: Batch) -> None:
@@ -193,9 +228,8 @@ def refuse_not_finite(batches: Iterable[Batch], source: Source, split: str) -> N
     for batch in batches:
         index = first_not_finite(batch)
         if index is not None:
-            positions = source.positions if isinstance(source, StreamedSource) else None
-            example = index if positions is None else int(positions[index])
-            raise InputError(f"{split} example {example}", "must hold finite numbers only")
+            thing = f"{split} example {example_number(source, index)}"
+            raise InputError(thing, "must hold finite numbers only")
 
 
 def first_not_finite(batch: Batch) -> int | None:

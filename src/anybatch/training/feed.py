@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from anybatch.course import Course, recipe_clock
+from anybatch.data.copies import CopiedSource, copied
 from anybatch.data.iterable import IterableSource
 from anybatch.data.order import epoch_order
 from anybatch.data.resident import ResidentSource
@@ -19,7 +20,7 @@ from anybatch.recipe import Recipe
 from anybatch.schedules import Clock, Constant, Position, updates
 from anybatch.training.checks import refuse_not_finite
 from anybatch.training.portion import Portion, Reading
-from anybatch.training.sampling import rank_share
+from anybatch.training.sampling import rank_share, share_unit
 from anybatch.world import World
 
 __all__ = ["Feed"]
@@ -41,6 +42,7 @@ class Feed:
         world: ranks to share each update with.
 
     Attributes:
+        source: training split, as given; an epoch of fixed copies passes over it several times.
         examples: seen so far, over all ranks.
         epoch: number of the pass in progress.
         offset: examples of that pass seen so far.
@@ -48,10 +50,11 @@ class Feed:
     """
 
     def __init__(self, source: Source, recipe: Recipe, clock: Clock, world: World) -> None:
-        self._source, self._clock, self._world = source, clock, world
+        self.source, self._source = source, copied(source, recipe.augmentation)
+        self._clock, self._world = clock, world
         self._recipe = recipe
         self._seed, self._augmentation = recipe.seed, recipe.augmentation
-        self._ghost = recipe.ghost_batch_size or 1
+        self._unit = share_unit(recipe)
         self._course = Course.of(recipe, clock)
         self.examples = self.epoch = self.offset = 0
         self.last_size = 0
@@ -83,6 +86,19 @@ class Feed:
         )
         return self._course.position(self.examples, size)
 
+    def set_batch_size(self, batch_size: int) -> None:
+        """Another batch size from the next update on, in the place of the recipe's.
+
+        Args:
+            batch_size: of the global batch; no part of `state_dict`, as a controller's has it.
+        """
+        if batch_size == self._course.batch_size:
+            return
+        self._course = replace(self._course, batch_size=float(batch_size))
+        if self._source.random_access:  # what was read ahead has the old size; a stream reads none
+            self.close()
+            self._portion = None
+
     def standing_still(self, *, batch_size: int | None = None) -> Feed:
         """A feed from here on without an end, its batch size as it is now: for a measurement.
 
@@ -99,9 +115,10 @@ class Feed:
             batch_size=size,
             duration=updates(_WITHOUT_END),
             schedules=replace(self._recipe.schedules, batch_size=Constant()),
+            batch_control=None,
         )
-        clock = recipe_clock(recipe, self._clock.examples_per_epoch)
-        feed = Feed(self._source, recipe, clock, self._world)
+        clock = recipe_clock(recipe, self.source.num_examples)
+        feed = Feed(self.source, recipe, clock, self._world)
         feed.load_state_dict(self.state_dict() | {"examples": 0})
         return feed
 
@@ -150,7 +167,7 @@ class Feed:
         Of a source without random access, and by loader processes, updates are read as a whole.
         """
         divided = self._recipe.micro_batch_size is not None
-        resident = isinstance(self._source, ResidentSource)
+        resident = isinstance(self._source, (ResidentSource, CopiedSource))
         whole_set = self._recipe.batch_size == "full"
         return self._source.random_access and (whole_set or (divided and resident))
 
@@ -183,7 +200,7 @@ class Feed:
 
     def _share(self, num_examples: int) -> tuple[int, int]:
         world = self._world
-        return rank_share(num_examples, rank=world.rank, world_size=world.size, ghost=self._ghost)
+        return rank_share(num_examples, rank=world.rank, world_size=world.size, ghost=self._unit)
 
     def _open(self) -> Iterator[Batch]:
         """This rank's batches from the present position to the end of the epoch."""
@@ -216,9 +233,7 @@ class Feed:
         return self._kept_order[1]
 
     def _order_of(self, epoch: int) -> Tensor:
-        if self._recipe.order == "fixed" and self._source.num_examples is not None:
-            return torch.arange(self._source.num_examples)
-        return epoch_order(self._source, seed=self._seed, epoch=epoch)
+        return epoch_order(self._source, seed=self._seed, epoch=epoch, order=self._recipe.order)
 
     def close(self) -> None:
         """Let go of the batches read ahead, and with them of loader processes."""

@@ -283,6 +283,8 @@ def training_records(training: Training, run: Run) -> Iterator[Record]:
                 if training.outcome is None or training.outcome.name != "diverged":
                     save_checkpoint(run, training)
             yield from records
+        if training.outcome is not None and training.outcome.name != "diverged":
+            training.settle()
         if first:
             if training.outcome is not None and training.outcome.name != "diverged":
                 save_weights(run, training)

@@ -10,8 +10,12 @@ is None) and the unbiased variance, as torch does. With one ghost per update thi
 BatchNorm. A layer that is called more than once in an update takes the mean over all its calls; one
 that is not called keeps its statistics. A ghost of one value per channel has variance 0.
 
+Two rules of a recipe change that: evaluated with the statistics of the last update, m is 1; frozen,
+layers normalize by their running statistics in training too, which then couples no examples.
+
 Reference: Hoffer, Hubara, Soudry 2017, "Train longer, generalize better", algorithm 1 (ghost
-batches; there each ghost moves the running statistics in turn).
+batches; there each ghost moves the running statistics in turn). Akiba, Suzuki, Fukuda 2017,
+"Extremely large minibatch SGD", section 3 (the last update's statistics over all workers).
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from anybatch.errors import InputError
+from anybatch.recipe import BatchNormSettings
 from anybatch.world import World
 
 __all__ = ["GhostBatchNorm", "GhostLayout", "GhostNormalization"]
@@ -51,6 +56,10 @@ class GhostBatchNorm(nn.Module):
         layer: the layer replaced; its parameters and buffers are shared, not copied.
         layout: filled in by the training before each forward pass.
         name: of the layer, for messages.
+
+    Attributes:
+        momentum: of the running statistics; None: the mean over all updates.
+        frozen: whether the layer came in evaluation mode: its statistics are to stay.
     """
 
     weight: nn.Parameter | None
@@ -77,6 +86,7 @@ class GhostBatchNorm(nn.Module):
         shape = (2 * layer.num_features + 1,)
         pending = torch.zeros(shape, dtype=dtype, device=device)
         self.register_buffer("pending", pending, persistent=False)
+        self.frozen = not layer.training
         self.train(layer.training)
 
     pending: Tensor
@@ -150,21 +160,29 @@ class GhostNormalization:
     Args:
         model: changed in place: every BatchNorm1d, 2d and 3d becomes a `GhostBatchNorm`.
         ghost_batch_size: examples per ghost; None: each micro-batch is one ghost.
+        settings: which statistics are taken, in training and in evaluation.
 
     Raises:
         InputError: the model itself is a BatchNorm layer, or holds SyncBatchNorm, or, with ghosts,
-            a BatchNorm whose forward pass is its own.
+            a BatchNorm whose forward pass is its own; rules for a model without BatchNorm.
 
     Attributes:
         layout: what the layers are told of each micro-batch.
-        layers: those replaced.
+        layers: those whose running statistics move.
         found: whether the model holds any BatchNorm.
+        couples: whether the examples of a batch meet in one in training.
     """
 
-    def __init__(self, model: nn.Module, ghost_batch_size: int | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        ghost_batch_size: int | None,
+        settings: BatchNormSettings | None = None,
+    ) -> None:
         self.layout = GhostLayout(ghost_batch_size)
+        self._settings = settings or BatchNormSettings()
         self.layers: list[GhostBatchNorm] = []
-        self.found = False
+        self.found = self.couples = False
         # Originals are kept beside their replacements, so that no other object takes their id.
         self._replaced: dict[int, tuple[nn.Module, GhostBatchNorm]] = {}
         if isinstance(model, _BatchNorm):
@@ -172,6 +190,8 @@ class GhostNormalization:
         if any(isinstance(module, GhostBatchNorm) for module in model.modules()):
             raise InputError("build_model", "must return a new model", "one that was trained here")
         self._replace(model, "")
+        if not self.found and self._settings != BatchNormSettings():
+            raise InputError("batch_norm", "must be left out for a model without BatchNorm")
 
     def _replace(self, module: nn.Module, prefix: str) -> None:
         # Not `named_children`, which leaves out the second name of a shared layer.
@@ -181,18 +201,30 @@ class GhostNormalization:
             path = f"{prefix}.{name}" if prefix else name
             self._refuse(child, path)
             if isinstance(child, _BatchNorm) and id(child) not in self._replaced:
-                self.found = True
+                self._apply_rules(child, path)
                 if type(child).forward is not _BatchNorm.forward:
                     self._leave_alone(child, path)
                     continue
                 layer = GhostBatchNorm(child, self.layout, path)
                 self._replaced[id(child)] = (child, layer)
-                if layer.running_mean is not None:
+                if layer.running_mean is not None and not self._settings.frozen:
                     self.layers.append(layer)
             if isinstance(child, _BatchNorm):
                 setattr(module, name, self._replaced[id(child)][1])
             elif not isinstance(child, GhostBatchNorm):  # a shared parent, seen before
                 self._replace(child, path)
+
+    def _apply_rules(self, child: _BatchNorm, path: str) -> None:
+        """Give a layer the mode and the momentum that the recipe's rules ask for."""
+        self.found = True
+        if self._settings.frozen:
+            if child.running_mean is None:
+                raise InputError(f"layer {path}", "must have running statistics to be frozen")
+            child.eval()
+            return
+        self.couples = True
+        if self._settings.evaluated_with == "last-update":
+            child.momentum = 1.0
 
     def _refuse(self, child: nn.Module, path: str) -> None:
         """Refuse layers whose statistics cannot be brought under the ghost law."""
@@ -213,6 +245,9 @@ class GhostNormalization:
             rule = "must have torch's own BatchNorm forward pass under ghost_batch_size"
             hint = "without it and with an undivided batch the layer is used as it is"
             raise InputError(f"layer {path}", rule, type(child).__name__, hint=hint)
+        if self._settings.evaluated_with == "whole-set":
+            rule = "must have torch's own BatchNorm forward pass to be recalibrated"
+            raise InputError(f"layer {path}", rule, type(child).__name__)
 
     def begin(self, num_examples: int, *, counted: bool) -> None:
         """Announce the next micro-batch to the layers."""
@@ -224,14 +259,18 @@ class GhostNormalization:
         for layer in self.layers:
             layer.pending.zero_()
 
-    def take_step(self, world: World) -> None:
-        """Move every layer's running statistics once, over all ranks.
+    def take_step(self, world: World, *, together: bool = True) -> None:
+        """Move every layer's running statistics once.
+
+        Args:
+            world: ranks that share the update.
+            together: over all ranks; False: over this rank's own ghosts.
 
         Collectives: one all-reduce of 2 * channels + 1 values per layer, packed together.
         """
         if not self.layers:
             return
-        if world.size == 1:
+        if world.size == 1 or not together:
             for layer in self.layers:
                 layer.take_step(layer.pending)
             return

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from anybatch.data.source import Batch, Source
 from anybatch.recipe import Augmentation
-from anybatch.training.sampling import micro_batches
+from anybatch.training.sampling import cuts, part_of
 
 __all__ = ["Portion", "Reading"]
 
@@ -33,11 +32,11 @@ class Reading:
     seed: int
     augmentation: Augmentation
 
-    def batches(self, size: int | None) -> Iterator[Batch]:
-        """The examples in order, `size` at a time; None: all at once."""
-        parts = torch.split(self.indices, size or len(self.indices))
-        yield from self.source.batches(
-            iter(parts), epoch=self.epoch, seed=self.seed, augmentation=self.augmentation
+    def batches(self, parts: Iterable[tuple[int, int]]) -> Iterator[Batch]:
+        """The examples of each (start, stop), in this order; one opening of the source."""
+        indices = (self.indices[start:stop] for start, stop in parts)
+        return self.source.batches(
+            indices, epoch=self.epoch, seed=self.seed, augmentation=self.augmentation
         )
 
 
@@ -66,10 +65,15 @@ class Portion:
         return self.examples.indices
 
     def parts(self, size: int | None) -> Iterator[Batch]:
-        """This rank's examples in order, `size` at a time; None: all at once.
+        """This rank's examples in order, `size` at a time; None: all at once."""
+        return self.read(cuts(0, len(self.indices), size))
 
-        What is held is cut without copies; what is read takes the memory of one part.
+    def read(self, parts: Iterable[tuple[int, int]]) -> Iterator[Batch]:
+        """The examples of each (start, stop) of this rank's, in this order, also more than once.
+
+        What is held is cut without copies; what is read takes the memory of a part or two.
         """
         if isinstance(self.examples, Reading):
-            return self.examples.batches(size)
-        return micro_batches(self.examples, size)
+            return self.examples.batches(parts)
+        held = self.examples
+        return (part_of(held, start, stop) for start, stop in parts)

@@ -13,27 +13,33 @@ would reduce the losses; they are summed when a record is due.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from anybatch.course import Course
 from anybatch.data.source import Batch
 from anybatch.objectives import LossFunction
 from anybatch.recipe import Average, ExponentialAverage, PolynomialAverage, Recipe
 from anybatch.schedules import Clock, Position
 from anybatch.task import Task
-from anybatch.training.blocks import block_gradient
-from anybatch.training.build import build_gradient_transform, build_model, build_optimizer
+from anybatch.training.blocks import BlockNorms, block_gradient
+from anybatch.training.build import build_model, build_optimizer
 from anybatch.training.cached_outputs import cached_gradient
-from anybatch.training.checks import call_model, check_division, check_model
+from anybatch.training.checks import call_model, check_division, check_model, check_rules
+from anybatch.training.gradient_transforms import GradientTransforms
 from anybatch.training.hyperparameters import Hyperparameters
+from anybatch.training.kept_model import KeptModel
+from anybatch.training.local_updates import LocalPhase
+from anybatch.training.mixing import ExampleMixing
 from anybatch.training.normalization import GhostNormalization
 from anybatch.training.passes import Passes
 from anybatch.training.portion import Portion
 from anybatch.training.precision import autocast, model_dtype
+from anybatch.training.sampling import pass_size
 from anybatch.training.snapshot import preserved_random_state, seed_everything
 from anybatch.world import World
 
@@ -56,9 +62,10 @@ class Step:
         optimizer: as torch knows it.
         hyperparameters: scheduled settings of the optimizer.
         loss: (outputs, targets) -> one value per example, label smoothing included.
+        mixing: of the examples of an update.
         plain_loss: without label smoothing, for evaluation.
-        gradient_norm: before clipping, of the last gradient; None where nothing computes it.
-        block_gradient_norm: mean over the blocks of the last gradient; None without blocks.
+        transforms: of the gradient, in the recipe's order, with its norm before them.
+        block_norms: of the last gradient's blocks; None without blocks.
         updates: taken so far.
 
     Raises:
@@ -71,24 +78,42 @@ class Step:
         self._task, self._recipe, self._world = task, recipe, world
         seed_everything(recipe.seed)
         self.model = build_model(task, recipe.model, recipe.compute, world)
-        self._normalization = GhostNormalization(self.model, recipe.ghost_batch_size)
+        self._normalization = GhostNormalization(
+            self.model, recipe.ghost_batch_size, recipe.batch_norm
+        )
         self._frozen = [module for module in self.model.modules() if not module.training]
-        check_division(task, recipe, world, self._normalization.found)
+        check_division(task, recipe, world, self._normalization.couples)
+        check_rules(task, recipe)
         self.loss = self._placed(task.loss_function(recipe.loss.label_smoothing))
         self.plain_loss = self._placed(task.loss_function())
         check_model(self.model, task, self.loss, sample)
-        self.optimizer = build_optimizer(recipe.optimizer, self.model)
-        self.hyperparameters = Hyperparameters(self.optimizer, recipe.schedules, clock)
-        self._transforms = [build_gradient_transform(settings) for settings in recipe.gradient]
+        self.mixing = ExampleMixing(task, recipe, world, self.loss, self.model, sample)
+        self.optimizer = build_optimizer(recipe.optimizer, self.model, decayed=recipe.decayed)
+        self.hyperparameters = Hyperparameters(
+            self.optimizer, recipe.schedules, clock, course=Course.of(recipe, clock)
+        )
+        self.transforms = GradientTransforms(recipe.gradient, seed=recipe.seed)
         compiled: Any = torch.compile(self.model) if recipe.compute.compile else self.model
         forward = world.parallel(compiled, some_unused=self._leaves_some_unused(sample))
         self._passes = Passes(
-            task, recipe, world, self.model, forward, self._normalization, self.loss
+            task, recipe, world, self.model, forward, self._normalization, self.mixing
         )
         self._average = self._new_average()
-        self.gradient_norm: Tensor | None = None
-        self.block_gradient_norm: Tensor | None = None
+        self._local = _local_phase(recipe, clock, world)
+        self._kept = self._new_kept_model()
+        one_by_one = task.loss_scope == "example" or recipe.loss.coupled == "cached-outputs"
+        self._divisible = one_by_one and (
+            recipe.ghost_batch_size is not None or not self._normalization.couples
+        )
+        self.block_norms: BlockNorms | None = None
         self.updates = 0
+
+    def _new_kept_model(self) -> KeptModel | None:
+        recalibrated = self._recipe.batch_norm.evaluated_with == "whole-set"
+        if self._local is None and not recalibrated:
+            return None
+        compute, shares_weights = self._recipe.compute, self._local is None
+        return KeptModel(compute, self._world, shares_weights=shares_weights)
 
     def _new_average(self) -> AveragedModel | None:
         if self._recipe.averaging is None:
@@ -134,9 +159,41 @@ class Step:
         self._passes.close()
 
     @property
+    def is_local(self) -> bool:
+        """Whether ranks update on their own at present, each with its own weights."""
+        return self._local is not None and self._local.has_begun
+
+    @property
     def kept_model(self) -> torch.nn.Module:
-        """The model that is evaluated and kept: averaged weights, where averaging is on."""
+        """The model that is evaluated and kept: averaged weights, where averaging is on.
+
+        Once it was brought up to date after the last update, of all ranks and recalibrated, where
+        the recipe says so.
+        """
+        kept = None if self.kept_model_is_due or self._kept is None else self._kept.module
+        return self._base if kept is None else kept
+
+    @property
+    def kept_model_is_due(self) -> bool:
+        """Whether `kept_model` would be another one, were it brought up to date."""
+        return self._kept is not None and self._kept.updates != self.updates
+
+    @property
+    def _base(self) -> torch.nn.Module:
+        """What the kept model is made of, on this rank."""
         return self.model if self._average is None else self._average.module
+
+    def refresh_kept_model(self, batches: Iterable[Batch] | None) -> None:
+        """Bring `kept_model` up to date; the trained model stays as it is.
+
+        Args:
+            batches: of this rank, to recalibrate BatchNorm with; None: it keeps its averages.
+
+        Collectives:
+            The model's size, where ranks have weights of their own; those of `recalibrate`.
+        """
+        if self._kept is not None:
+            self._kept.refresh(self._base, batches, updates=self.updates, mean=self.is_local)
 
     def gradient(
         self, portion: Portion, *, micro_batch_size: int | None = None, transformed: bool = True
@@ -159,10 +216,12 @@ class Step:
             call, with a placeholder batch where its share is empty.
         """
         self._passes.begin()
-        size = micro_batch_size or self._recipe.micro_batch_size
+        self._passes.local = self.is_local
+        self.mixing.begin(portion, self.updates)
+        size = micro_batch_size or pass_size(self._recipe, divisible=self._divisible)
         if self._recipe.blocks is not None:
             lr = self.hyperparameters.current()["lr"]
-            self.block_gradient_norm = block_gradient(
+            self.block_norms = block_gradient(
                 self._passes, portion, self._recipe.blocks, self._world, lr=lr,
                 micro_batch_size=size,
             )  # fmt: skip
@@ -170,8 +229,8 @@ class Step:
             cached_gradient(self._passes, portion, self._world, micro_batch_size=size)
         else:
             self._passes.accumulate(portion, size)
-        for transform in self._transforms if transformed else ():
-            self.gradient_norm = transform(self._passes.parameters)
+        if transformed:
+            self.transforms.apply(self._passes.parameters, self.updates)
 
     @property
     def losses(self) -> list[Tensor]:
@@ -189,12 +248,17 @@ class Step:
             position: of the update in the run; sets scheduled values.
 
         Collectives:
-            BatchNorm's statistics, where there are any; every rank must call.
+            BatchNorm's statistics, where there are any; in a phase of local updates, now and then
+            the model's size instead. Every rank must call.
         """
         self.hyperparameters.apply(position)
         self.optimizer.step()
-        self._normalization.take_step(self._world)
+        self.transforms.take()
+        self.mixing.take()
+        self._normalization.take_step(self._world, together=not self.is_local)
         self.updates += 1
+        if self._local is not None:
+            self._local.take_step(self.model, self.optimizer, position)
         averaging = self._recipe.averaging
         if self._average is not None and averaging and self.updates % averaging.every == 0:
             self._average.update_parameters(self.model)
@@ -207,7 +271,10 @@ class Step:
             "average": None if self._average is None else self._average.state_dict(),
             "unsaved_buffers": self._unsaved_buffers(),
             "updates": self.updates,
-            "gradient_norm": self.gradient_norm,
+            "local": None if self._local is None else self._local.state_dict(),
+            "kept": None if self._kept is None else self._kept.state_dict(),
+            "transforms": self.transforms.state_dict(),
+            "block_norms": None if self.block_norms is None else list(self.block_norms),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -220,12 +287,28 @@ class Step:
             self._average = self._new_average()  # of a training that kept none: from these weights
         for name, buffer in self._unsaved_buffers().items():
             buffer.copy_(state["unsaved_buffers"][name])
-        self.updates, self.gradient_norm = state["updates"], state["gradient_norm"]
+        self.updates = state["updates"]
+        if self._local is not None and state.get("local") is not None:
+            self._local.load_state_dict(state["local"])
+        if self._kept is not None:
+            self._kept.load_state_dict(state.get("kept"), self._base)
+        if "transforms" in state:  # not in checkpoints of older versions
+            self.transforms.load_state_dict(state["transforms"])
+        norms = state.get("block_norms")
+        self.block_norms = None if norms is None else BlockNorms(*norms)
 
     def _unsaved_buffers(self) -> dict[str, Tensor]:
         """Buffers that the model keeps out of its own state (registered as not persistent)."""
         saved = self.model.state_dict()
         return {name: b for name, b in self.model.named_buffers() if name not in saved}
+
+
+def _local_phase(recipe: Recipe, clock: Clock, world: World) -> LocalPhase | None:
+    """The phase in which ranks update on their own; None: one rank, or none is asked for."""
+    if recipe.communication is None:
+        return None
+    phase = LocalPhase(recipe.communication, clock, world)
+    return phase if world.size > 1 else None
 
 
 def _rate_of(averaging: Average) -> Callable[[int], float]:

@@ -19,13 +19,17 @@ from types import TracebackType
 from typing import Any, Self, final
 
 import torch
+from torch.utils._pytree import tree_map_only
 
+from anybatch.batch_control import SizeBounds
 from anybatch.course import recipe_clock
 from anybatch.data.source import Batch, Source
 from anybatch.errors import InputError
 from anybatch.recipe import Recipe
 from anybatch.records import EvalRecord, Record, StepRecord
+from anybatch.scaling import scaled_recipe
 from anybatch.task import SplitName, Task
+from anybatch.training.batch_control import BatchControl
 from anybatch.training.build import Optimizer
 from anybatch.training.checks import data_fingerprint, refuse_not_finite, refuse_other_data
 from anybatch.training.evaluation import evaluate
@@ -34,6 +38,7 @@ from anybatch.training.judge import Judge, divergence
 from anybatch.training.outcome import Outcome, StopRequest, TargetWatch
 from anybatch.training.portion import Portion
 from anybatch.training.precision import cast
+from anybatch.training.recalibration import check_recalibration, recalibration_batches
 from anybatch.training.snapshot import (
     load_random_state,
     preserved_random_state,
@@ -61,6 +66,7 @@ class Training:
         world: ranks that train together; None reads torchrun's environment.
 
     Attributes:
+        scaled_recipe: the same, its optimizer's settings carried to its batch size.
         one_step: model, optimizer, and what stands between them.
         clock: lengths of the run.
         feed: the training examples and the position among them.
@@ -103,7 +109,11 @@ class Training:
         self.world = world or World.from_environment(recipe.compute.device)
         self._sources: dict[SplitName, Source] = {}
         self.clock = clock = recipe_clock(recipe, task.source("train").num_examples)
-        self.one_step = Step(task, recipe, clock, self.world, self._sample())
+        check_recalibration(recipe, task.source("train"))
+        self.scaled_recipe = scaled_recipe(recipe, clock.examples_per_epoch)
+        if recipe.batch_control is not None:
+            SizeBounds.of(recipe, clock.examples_per_epoch)  # refused before anything is built
+        self.one_step = Step(task, self.scaled_recipe, clock, self.world, self._sample())
         if self.world.size > 1:
             refuse_other_data(self.world.all_values(self.data_fingerprint))
         self.feed = Feed(self._source("train"), recipe, clock, self.world)
@@ -111,6 +121,8 @@ class Training:
         self._window = LossWindow(self.world.device)
         self._window_seconds = 0.0
         self.judge = Judge(recipe, task.judge, clock)
+        self._control = None if recipe.batch_control is None else self._new_control()
+        self._looks: list[Record] = []  # of the batch size's control, not said yet
         if not task.has(recipe.stopping.target_on):
             raise InputError("stopping.target_on", "must be a split of the task", "test")
         self._stop = StopRequest(self.world)
@@ -145,6 +157,10 @@ class Training:
     def _cast(self, nest: Any) -> Any:
         return cast(nest, self.recipe.compute)
 
+    def _new_control(self) -> BatchControl:
+        parts = (self.clock, self.world, self.one_step, self.feed)
+        return BatchControl(self.task, self.scaled_recipe, *parts)
+
     # --- the one step ------------------------------------------------------------------------
 
     def gradient(self, portion: Portion) -> None:
@@ -165,10 +181,20 @@ class Training:
         self.feed.advance(num_examples)
 
     def step(self) -> None:
-        """One update: the next portion's gradient, and the update."""
+        """One update: the next portion's gradient, the update, and what follows for the next one.
+
+        Collectives:
+            Those of `gradient` and `update`; every rank must call.
+        """
         portion = self.feed.next()
-        self.gradient(portion)
+        if self._control is None:
+            self.gradient(portion)
+            self.update(portion.num_examples)
+            return
+        self._control.gradient(portion)
         self.update(portion.num_examples)
+        look = self._control.look()
+        self._looks += [] if look is None else [look]
 
     @property
     def model(self) -> torch.nn.Module:
@@ -238,15 +264,17 @@ class Training:
             ended = self.feed.examples >= self.feed.total_examples
             due = ended or self._evaluations_due != before
             asked = self._stop.agreed((time.perf_counter() - started) / steps)
-            if due or asked or self.updates % self.recipe.records.log_every == 0:
+            logged = due or self.updates % self.recipe.records.log_every == 0
+            if logged or asked or self._looks:
                 break
         elapsed = time.perf_counter() - started
         self.seconds += elapsed
         self._window_seconds += elapsed
-        if asked and not due and self.updates % self.recipe.records.log_every:
+        looks, self._looks = self._looks, []
+        if not logged:
             self.outcome = asked  # the losses so far stay in the window for the next session
-            return []
-        records: list[Record] = [self._step_record()]
+            return looks
+        records: list[Record] = [self._step_record(), *looks]
         if due and self.outcome is None:
             records += self._judge()
         self.outcome = self.outcome or asked
@@ -282,7 +310,7 @@ class Training:
             self.feed.refuse_bad_data(*bad.position, bad.num_examples)
             update = self.updates - updates + bad.number
             self.outcome = self._divergence("training", update)
-        norm = self.one_step.gradient_norm
+        norm, blocks = self.one_step.transforms.norm, self.one_step.block_norms
         return StepRecord(
             update=self.updates,
             examples=self.feed.examples,
@@ -290,10 +318,19 @@ class Training:
             loss=loss,
             batch_size=self.feed.last_size,
             **self.one_step.hyperparameters.current(),
-            gradient_norm=None if norm is None else float(norm),
+            gradient_norm=self._over_ranks(None if norm is None else float(norm)),
+            clipped_share=self._over_ranks(self.one_step.transforms.clipped_share()),
+            block_gradient_norm=None if blocks is None else float(blocks.mean),
+            squared_block_gradient_norm=None if blocks is None else float(blocks.mean_squared),
             seconds=self.seconds,
             examples_per_second=count / max(seconds, 1e-9),
         )
+
+    def _over_ranks(self, value: float | None) -> float | None:
+        """The mean over ranks of what each has of its own while they update on their own."""
+        if value is None or not self.one_step.is_local:
+            return value
+        return sum(self.world.all_values(value)) / self.world.size
 
     def _divergence(self, kind: str, update: int) -> Outcome:
         return divergence(kind, update, self.one_step.hyperparameters.current()["lr"])
@@ -308,12 +345,13 @@ class Training:
             InputError: the loss is not finite because the data are not.
 
         Collectives:
-            One all-reduce; every rank must call.
+            One all-reduce, and those of `refresh_kept_model`; every rank must call.
         """
         started = time.perf_counter()
         objectives = (self.one_step.plain_loss, self.task.judge)
         source = self._source(split)
         with preserved_random_state():  # how often one looks must not change what is trained
+            self.refresh_kept_model()
             loss, metric = evaluate(
                 self.kept_model, source, objectives, self.recipe.compute, self.world
             )
@@ -331,6 +369,35 @@ class Training:
             seconds=self.seconds,
             evaluation_seconds=time.perf_counter() - started,
         )
+
+    def refresh_kept_model(self) -> None:
+        """Bring `kept_model` to the present weights: of all ranks, BatchNorm recalibrated.
+
+        As the recipe has it, and before every evaluation; the trained model stays as it is.
+
+        Collectives:
+            The model's size, while ranks update on their own; one all-reduce of BatchNorm's
+            statistics, where they are recalibrated; every rank must call.
+        """
+        batches = None
+        if self.recipe.batch_norm.evaluated_with == "whole-set":
+            batches = recalibration_batches(self._source("train"), self.recipe, self.world)
+        self.one_step.refresh_kept_model(batches)
+
+    def settle(self) -> None:
+        """Bring `kept_model` up to date at an end, if no evaluation did.
+
+        After an interruption, which must not take long, without recalibration.
+
+        Collectives:
+            Those of `refresh_kept_model`; every rank must call.
+        """
+        if not self.one_step.kept_model_is_due:
+            return
+        if self.outcome is not None and self.outcome.name == "interrupted":
+            self.one_step.refresh_kept_model(None)
+        else:
+            self.refresh_kept_model()
 
     def request_stop(self, outcome: Outcome) -> None:
         """Ask for an end after an update; rank 0's wish counts. Safe in a signal handler."""
@@ -352,9 +419,15 @@ class Training:
         """Everything that another process needs to go on bit for bit; tensors are not copied.
 
         Collectives:
-            One gather of every rank's generators and pending losses; every rank must call.
+            One gather of every rank's generators, pending losses and, with running mixup, mixed
+            examples; of weights and optimizers too, while ranks update on their own. Every rank
+            must call.
         """
-        own = {"random": random_state(), "window": self._window.state_dict()}
+        own = {
+            "random": random_state(),
+            "window": self._window.state_dict(),
+            "mixing": self.one_step.mixing.state_dict(),
+        }
         return {
             "step": self.one_step.state_dict(),
             "feed": self.feed.state_dict(),
@@ -362,22 +435,47 @@ class Training:
             "window_seconds": self._window_seconds,
             "hyperparameters": self.one_step.hyperparameters.state_dict(),
             **self.judge.state_dict(),
+            "batch_control": None if self._control is None else self._control.state_dict(),
             "outcome": None if self.outcome is None else dataclasses.asdict(self.outcome),
             "ranks": self.world.all_values(own),
+            "steps_of_ranks": self._steps_of_ranks(),
         }
+
+    def _steps_of_ranks(self) -> list[dict[str, Any] | None] | None:
+        """On rank 0, weights and optimizer of the others, while ranks update on their own."""
+        if not self.one_step.is_local:
+            return None
+        own = None  # which stands beside this
+        if not self.world.is_first:
+            state = self.one_step.state_dict()
+            own = tree_map_only(torch.Tensor, torch.Tensor.cpu, state)
+        return self.world.values_at_first(own) or None
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Become the training that `state_dict` was taken from."""
-        self.one_step.load_state_dict(state["step"])
+        self.one_step.load_state_dict(self._own_step(state))
         self.feed.load_state_dict(state["feed"])
         self.seconds, self._window_seconds = state["seconds"], state["window_seconds"]
         if "hyperparameters" in state:  # not in checkpoints of older versions
             self.one_step.hyperparameters.load_state_dict(state["hyperparameters"])
         self.judge.load_state_dict(state)
+        if self._control is not None and state.get("batch_control") is not None:
+            self._control.load_state_dict(state["batch_control"])
         outcome = state["outcome"]
         resumable = outcome is None or outcome["name"] == "interrupted"
         self.outcome = None if resumable else Outcome(**outcome)
         self._load_rank_state(state["ranks"])
+
+    def _own_step(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Weights and optimizer of this rank; the same for all until ranks update on their own."""
+        step: dict[str, Any] = state["step"]
+        local, steps = step.get("local"), state.get("steps_of_ranks")
+        if local is None or not local["has_begun"]:
+            return step
+        if len(state["ranks"]) != self.world.size:
+            rule = f"must be {len(state['ranks'])}, as each has weights of its own by now"
+            raise InputError("ranks", rule, self.world.size)
+        return step if steps is None or self.world.is_first else steps[self.world.rank]
 
     def begin_from(self, state: dict[str, Any]) -> None:
         """Begin where another training of the same model stands, with this recipe's settings.
@@ -390,15 +488,17 @@ class Training:
         """
         own = copy.deepcopy(state)
         own |= {"target": None, "patience": None, "plateau": None, "outcome": None}
+        own["batch_control"] = None
         own["hyperparameters"] = self.one_step.hyperparameters.state_dict()
         self.load_state_dict(own)
         self.one_step.hyperparameters.restore_settings()
 
     def _load_rank_state(self, ranks: list[dict[str, Any]]) -> None:
-        """Generators and pending losses; of another number of ranks, what can be kept."""
+        """Generators, pending losses, mixed examples; of other ranks, what can be kept."""
         if self.world.rank < len(ranks):  # a further rank keeps the generators it began with
             load_random_state(ranks[self.world.rank]["random"])
         self._window.load_state_dict([rank["window"] for rank in ranks], self.world)
+        self.one_step.mixing.load_state_dict([rank.get("mixing") for rank in ranks])
 
     def __enter__(self) -> Self:
         return self

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anybatch.errors import InputError
-from anybatch.planning.arithmetic.lr_carrying import LR_RULES, LRRule, carried_lr
+from anybatch.lr_carrying import LR_RULES, LRRule, carried_lr
 
 __all__ = ["RuleCheck", "RuleFit", "rule_that_held"]
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from anybatch.errors import InputError
-from anybatch.planning.arithmetic.lr_carrying import (
+from anybatch.lr_carrying import (
     LR_RULES,
     AdamAverages,
     DecayConvention,

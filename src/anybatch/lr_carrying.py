@@ -1,11 +1,12 @@
-"""Learning rate, weight decay, Adam's averages and warm-up for another batch size.
+"""Learning rate, weight decay, momentum, Adam's averages, warm-up for another batch size.
 
 Reference: linear and square-root rule: Krizhevsky 2014, "One weird trick for parallelizing
 convolutional neural networks", section 5; linear with warm-up: Goyal et al. 2017, "Accurate, large
 minibatch SGD"; square root for Adam: Malladi et al. 2022, "On the SDEs and scaling rules for
 adaptive gradient algorithms"; noise scale: McCandlish et al. 2018, "An empirical model of
 large-batch training", equation 2.6 and appendix; normalized decay: Loshchilov and Hutter 2019,
-"Decoupled weight decay regularization", appendix B.1.
+"Decoupled weight decay regularization", appendix B.1; noise of momentum: Smith and Le 2018, "A
+Bayesian perspective on generalization and stochastic gradient descent", section 5.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ __all__ = [
     "carried_lr",
     "carried_weight_decay",
     "default_alpha",
+    "momentum_for_batch_size",
     "paper_of",
     "warmup_in_examples",
 ]
@@ -55,15 +57,16 @@ def paper_of(rule: LRRule) -> str:
 
 
 def default_alpha(optimizer: str) -> float:
-    """The exponent of the noise-scale rule: 1 for SGD, 0.5 for Adam and its kind.
+    """The exponent of the noise-scale rule: 1 for SGD and its kind, 0.5 for Adam and its kind.
 
-    McCandlish et al. 2018 take 1 for SGD and between 0.5 and 1 for Adam. Of these 0.5 is taken:
-    far below the noise scale it is the square-root rule of Malladi et al. 2022.
+    McCandlish et al. 2018 take 1 for SGD and between 0.5 and 1 for Adam. Of these 0.5 is taken,
+    also for LARS, LAMB and Muon, whose steps are divided by the gradient's size as Adam's are: far
+    below the noise scale it is the square-root rule of Malladi et al. 2022.
 
     Args:
         optimizer: name of its settings ("sgd", "adam", "adamw", "muon").
     """
-    return 1.0 if optimizer == "sgd" else 0.5
+    return 1.0 if optimizer in ("sgd", "sgdw", "rmsprop-warmup") else 0.5
 
 
 def carried_lr(
@@ -229,6 +232,49 @@ def carried_weight_decay(
         case "normalized":
             return weight_decay * (lr / new_lr) * math.sqrt(ratio / examples_ratio)
     raise InputError("convention", "must be coupled, decoupled or normalized", convention)
+
+
+def momentum_for_batch_size(
+    momentum: float, batch_size: float, new_batch_size: float, *, lr_ratio: float = 1.0
+) -> float:
+    """The momentum with which SGD's steps are as noisy at another batch size.
+
+    The noise is lr N / (B (1 - m)), N the training examples. It stays the same with
+
+        1 - m' = (1 - m) (lr' / lr) B / B'
+
+    so at a constant lr momentum rises with the batch size: twice the batch size is half of 1 - m.
+
+    Args:
+        momentum: at `batch_size`, in [0, 1).
+        batch_size: examples per update that `momentum` is known for, > 0.
+        new_batch_size: examples per update that it is wanted for, > 0.
+        lr_ratio: new lr / old lr, > 0.
+
+    Raises:
+        InputError: no momentum in [0, 1) does it: a batch of less than 1 - m of the old one at a
+            constant lr.
+
+    Example:
+        >>> round(momentum_for_batch_size(0.9, 128, 256), 12)
+        0.95
+        >>> round(momentum_for_batch_size(0.9, 128, 16), 12)
+        0.2
+
+    Reference: Smith and Le 2018, section 5.
+    """
+    _require_positive(batch_size=batch_size, new_batch_size=new_batch_size, lr_ratio=lr_ratio)
+    rule = "must be in [0, 1)"
+    if not 0.0 <= momentum < 1.0:
+        raise InputError("momentum", rule, momentum)
+    factor = lr_ratio * batch_size / new_batch_size
+    carried = 1.0 - (1.0 - momentum) * factor
+    if not 0.0 <= carried < 1.0:
+        sizes = f"from batch size {batch_size:g} to {new_batch_size:g}"
+        hint = f"1 - {1.0 - momentum:.4g} x {factor:.4g}"
+        rule = f"must stay in [0, 1) when carried {sizes}"
+        raise InputError("momentum", rule, f"{carried:.4g}", hint=hint)
+    return carried
 
 
 def warmup_in_examples(warmup: Duration, clock: Clock) -> Duration:

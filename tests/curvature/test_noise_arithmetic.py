@@ -8,8 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from anybatch.errors import InputError
-from anybatch.measuring.noise_arithmetic import (
+from anybatch.curvature.noise_arithmetic import (
     b_simple_estimate,
     covariance_trace_variance,
     jackknife_estimate,
@@ -20,6 +19,7 @@ from anybatch.measuring.noise_arithmetic import (
     running_estimates,
     squared_norm_variance,
 )
+from anybatch.errors import InputError
 
 
 def pair(gradients: np.ndarray, sizes: list[int], set_size: float = math.inf):
