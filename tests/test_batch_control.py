@@ -17,6 +17,7 @@ from anybatch.batch_control import (
     lr_factor_of,
     next_batch_size,
 )
+from anybatch.cli import main
 from anybatch.course import recipe_clock
 from anybatch.errors import InputError
 from anybatch.measurement import Estimate
@@ -174,10 +175,19 @@ def test_bounds_that_do_not_fit_are_refused_in_one_line(recipe: Recipe, message:
     assert "\n" not in str(caught.value)
 
 
+def test_a_preview_says_what_may_move(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["--set", "batch_control={largest=256}", "--set", "duration=2 epochs"]
+    assert main(["recipe", "preview", "default", "--examples", "1000", *lines]) == 0
+    assert (
+        "# batch_control: looks at the noise scale every 10000 examples, and may then move the "
+        "batch size by a factor of 2, within 128 and 256, and the lr with it (square-root)"
+    ) in capsys.readouterr().out
+    assert main(["recipe", "preview", "default", "--examples", "200", *lines]) == 2
+    assert "largest must be <= the 200 training examples" in capsys.readouterr().err
+
+
 def test_updates_of_a_controlled_size_have_no_length() -> None:
     with pytest.raises(InputError, match="duration must not be in updates"):
         recipe_clock(replace(RECIPE, duration=updates(9)), 1000)
     rows = preview(replace(RECIPE, duration=epochs(1)), 1000)
-    assert {row.batch_size for row in rows[:-1]} == {
-        32
-    }  # without what is measured
+    assert {row.batch_size for row in rows[:-1]} == {32}  # without what is measured

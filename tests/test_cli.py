@@ -17,6 +17,7 @@ import torch
 
 from anybatch.cli import _parsed, main
 from anybatch.errors import ExitCode
+from anybatch.methods import METHODS
 from anybatch.recipe_file import load_recipe, shipped_recipe_names
 from anybatch.records import TIME_FIELDS
 from anybatch.run import Run
@@ -162,7 +163,14 @@ def test_a_study_as_json_is_one_document_and_nothing_else(call) -> None:
 def test_recipes_are_listed_checked_and_compared(call) -> None:
     code, out, _ = call("recipe", "list")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == ["recipe", *shipped_recipe_names()]
+    recipes, _, methods = out.partition("\n\n")
+    assert [line.split()[0] for line in recipes.splitlines()] == ["recipe", *shipped_recipe_names()]
+    for method in METHODS:
+        head = next(line for line in methods.splitlines() if line.startswith(f"{method.title}  "))
+        assert method.paper in head
+        assert f"docs/{method.page}.md" in head
+        assert (f"article {method.article}" in head) == (method.article > 0)
+        assert all(f"    {line}\n" in f"{methods}\n" for line in method.lines)
     assert call("recipe", "check", "mnist") == (0, "mnist is a valid recipe\n", "")
     assert call("recipe", "diff", "mnist", "mnist") == (0, "no difference\n", "")
     code, out, _ = call("recipe", "diff", "mnist", "fashion-mnist")

@@ -15,7 +15,14 @@ from anybatch.recipe import AdaptiveBatchSize, Recipe
 from anybatch.records import EventRecord
 from anybatch.schedules import Constant
 
-__all__ = ["BatchSizeController", "NoiseLook", "SizeBounds", "lr_factor_of", "next_batch_size"]
+__all__ = [
+    "BatchSizeController",
+    "NoiseLook",
+    "SizeBounds",
+    "control_sentence",
+    "lr_factor_of",
+    "next_batch_size",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,6 +148,27 @@ def next_batch_size(
         return batch_size, "the interval has no ends"
     reach = f"{batch_size} / {root:.3g} to {batch_size} x {root:.3g}"
     return batch_size, f"the interval reaches into {reach}"
+
+
+def control_sentence(recipe: Recipe, num_examples: int | None) -> str:
+    """What may move the batch size of a recipe's run, in words; "" where nothing does.
+
+    Args:
+        recipe: of the run.
+        num_examples: of the training split; None for a stream of unknown length.
+
+    Raises:
+        InputError: bounds that do not fit; see `SizeBounds.of`.
+    """
+    settings = recipe.batch_control
+    if settings is None:
+        return ""
+    bounds = SizeBounds.of(recipe, num_examples)
+    return (
+        f"batch_control: looks at the noise scale every {settings.every}, and may then move the "
+        f"batch size by a factor of {settings.factor:g}, within {bounds.smallest} and "
+        f"{bounds.largest:g}, and the lr with it ({settings.lr_rule})"
+    )
 
 
 def lr_factor_of(settings: AdaptiveBatchSize, batch_size: int, first: int) -> float:

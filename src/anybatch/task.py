@@ -62,7 +62,7 @@ class Task:
         loss: own loss (outputs, targets) -> (examples,), or a torch loss module.
         metric: own metric.
         loss_scope: "batch" where the loss couples the examples of a batch and returns one value;
-            such a batch cannot be divided.
+            such a batch is divided by the recipe's loss.coupled = "cached-outputs" alone.
         target_key: where an example that is a dict holds its target; the other entries are the
             model's arguments by name.
         num_examples: length of the training data, where it is a stream of known length.

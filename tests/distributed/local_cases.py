@@ -221,7 +221,7 @@ def runs(folder: Path, world: World) -> dict[str, Any]:
         training = Training(task, recipe, world=world)
         run = create_run(training, folder / name)
         if name == "parts":
-            for _ in range(7):
+            for _ in range(6):  # it stops after the 7th, which nothing evaluates
                 training.step()
             training.request_stop(Outcome(name="interrupted", reason="test"))
         train_to_end(training, run, progress=False)

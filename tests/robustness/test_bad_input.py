@@ -96,8 +96,11 @@ ARGUMENTS = [
     (settings("optimizer.lr=true"), "optimizer.lr must be a number, got True"),
     (settings("optimizer.lr=-0.1"), "optimizer.lr must be >= 0, got -0.1"),
     (settings("optimizer.lr=nan"), "optimizer.lr must be >= 0, got nan"),
-    (settings("optimizer.name=sgdd"), "optimizer.name must be one of: sgd, adam, adamw, muon, got"),
-    (settings("optimizer=sgd"), "optimizer must be a table with a name of: sgd, adam"),
+    (
+        settings("optimizer.name=sgdd"),
+        "optimizer.name must be one of: sgd, sgdw, adam, adamw, muon, lars, lamb, rmsprop-warmup, got",
+    ),
+    (settings("optimizer=sgd"), "optimizer must be a table with a name of: sgd, sgdw, adam"),
     (settings("batch_size=0"), "batch_size must be >= 1, got 0"),
     (settings("batch_size=true"), 'batch_size must be a whole number or "full", got True'),
     (settings("batch_size=3.5"), 'batch_size must be a whole number or "full", got 3.5'),

@@ -185,10 +185,10 @@ def test_a_penalty_is_that_of_every_block_by_itself(network, method, epsilon, to
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_a_coefficient_in_units_of_the_lr_follows_the_lr_of_the_mean_gradient(reduction):
-    lr = 0.4 if reduction == "mean" else 0.4 / 16
+def test_a_coefficient_in_units_of_the_lr_follows_the_lr(reduction):
+    lr, coefficient = (0.4, 0.25) if reduction == "mean" else (0.4 / 16, 0.25 * 16)
     schedules = Schedules(lr=Warmup(duration=updates(4), start=0.0, into=Linear(end=1.0)))
-    penalty = GradientPenalty(coefficient=0.25, unit="lr", method="exact")
+    penalty = GradientPenalty(coefficient=coefficient, unit="lr", method="exact")
     training = training_of(
         optimizer=SGDSettings(lr=lr),
         schedules=schedules,

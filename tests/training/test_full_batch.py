@@ -360,6 +360,8 @@ def test_lengths_clock_and_preview_count_every_copy():
     training = Training(task_of("resident"), recipe, world=ONE)
     still = training.feed.standing_still(batch_size=92)
     assert still.next().num_examples == 92
+    still.advance(92)
+    assert (still.epoch, still.offset) == (1, 0)
     assert training.evaluate("train").loss > 0
 
 
@@ -401,7 +403,7 @@ def peak_mib(num_examples: int, *, penalty: bool) -> float:
         *(["--penalty"] if penalty else []),
     ]  # fmt: skip
     folder = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr[-3000:]
     return float(json.loads(done.stdout)["peak_mib_without_data"])
 

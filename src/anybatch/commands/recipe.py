@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from anybatch.batch_control import control_sentence
 from anybatch.commands.output import show, table
 from anybatch.errors import ExitCode, InputError
 from anybatch.methods import METHODS
@@ -132,8 +133,11 @@ def preview_recipe(options: RecipePreview) -> int:
         return ExitCode.OK
     show(f"{len(rows):,} updates, {rows[-1].examples:,} examples, {rows[-1].epoch:g} epochs")
     show(table(list(PreviewRow._fields), [_cells(row) for row in outline(rows)]))
-    sentence = plateau_sentence(recipe, num_examples, rows)
-    if sentence:
+    reacting = (
+        plateau_sentence(recipe, num_examples, rows),
+        control_sentence(recipe, num_examples),
+    )
+    for sentence in filter(None, reacting):
         show(f"# {sentence}")
     if options.out is not None:
         show(f"{options.out}")

@@ -1,1 +1,1 @@
-"""Curvature of a loss and noise of its gradient: products, eigenvalues, parts and their arithmetic."""
+"""Curvature of a loss and the noise of its gradient."""

@@ -130,11 +130,12 @@ class CopiedSource:
         """Inputs and targets of these examples, each copy's with the draws of its epoch."""
         copy_of = indices // self.examples_per_copy
         order = torch.argsort(copy_of, stable=True)
-        present, counts = copy_of.unique(return_counts=True)
-        parts = torch.split(indices[order] % self.examples_per_copy, counts.tolist())
+        counts = torch.bincount(copy_of).tolist()
+        parts = torch.split(indices[order] % self.examples_per_copy, counts)
         batches = [
             next(iter(self.source.batches([part], epoch=c, seed=seed, augmentation=augmentation)))
-            for c, part in zip(present.tolist(), parts, strict=True)
+            for c, part in enumerate(parts)
+            if len(part)
         ]
         back = None if len(batches) == 1 else torch.argsort(order)
         inputs = _mapped([batch.inputs for batch in batches], back)

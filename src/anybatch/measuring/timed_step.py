@@ -61,6 +61,7 @@ class TimedStep:
         self._training = training
         self._position = training.feed.position()
         self._marks: Marks | None = None
+        self._forward_marked = False
 
     def take(self, portion: Portion) -> Marks:
         """One update whose pass is the whole portion, whatever the recipe's micro-batch size.
@@ -70,13 +71,15 @@ class TimedStep:
 
         Returns:
             Four marks: before, after the forward pass and its loss, after the backward pass and
-            the gradient's transforms, after the update.
+            the gradient's transforms, after the update. Of an update in several passes (blocks, a
+            penalty, cached outputs) all but the first forward pass counts as backward.
 
         Collectives:
             Those of an update; every rank must call.
         """
         training = self._training
         marks = self._marks = Marks(training.world.device)
+        self._forward_marked = False
         training.one_step.gradient(portion, micro_batch_size=len(portion.indices))
         marks.mark()
         training.one_step.update(self._position)
@@ -95,8 +98,9 @@ class TimedStep:
         return sum(parameter.numel() * parameter.element_size() for parameter in trainable)
 
     def after_loss(self) -> None:
-        """The forward pass has ended."""
-        if self._marks is not None:
+        """The forward pass has ended: the first of an update, where it has several."""
+        if self._marks is not None and not self._forward_marked:
+            self._forward_marked = True
             self._marks.mark()
 
 

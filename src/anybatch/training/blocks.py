@@ -84,7 +84,7 @@ def block_gradient(
         The gradient's size, once, after the last block; every rank must call.
     """
     weight = passes.example_weight(portion)
-    penalty = _in_absolute_units(settings.penalty, lr * portion.num_examples * weight)
+    penalty = _in_absolute_units(settings.penalty, lr)
     total = _Total(passes.parameters, settings, world.device)
     count = len(portion.indices) if portion.counted else 0
     for num_examples, parts in _blocks(portion, count, settings.size, micro_batch_size, penalty):
@@ -103,15 +103,10 @@ def block_gradient(
     return total.shared(world, portion.num_examples)
 
 
-def _in_absolute_units(penalty: BlockPenalty | None, mean_lr: float) -> BlockPenalty | None:
-    """The penalty with its coefficient c itself; None where it is 0, as at the lr 0 of a warm-up.
-
-    Args:
-        penalty: as the recipe has it.
-        mean_lr: of the mean gradient, so that a sum of losses is penalized like their mean.
-    """
+def _in_absolute_units(penalty: BlockPenalty | None, lr: float) -> BlockPenalty | None:
+    """The penalty with its coefficient c itself; None where it is 0, as at lr 0 of a warm-up."""
     if isinstance(penalty, GradientPenalty):
-        c = penalty.coefficient * (mean_lr if penalty.unit == "lr" else 1.0)
+        c = penalty.coefficient * (lr if penalty.unit == "lr" else 1.0)
         return replace(penalty, coefficient=c, unit="absolute") if c > 0 else None
     return penalty
 

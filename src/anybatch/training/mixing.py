@@ -58,6 +58,9 @@ class ExampleMixing:
         model: to count the classes that running mixup spreads a target over.
         sample: a few examples, as the model wants them.
 
+    Attributes:
+        unmixed_loss: as given; a measurement may put a clock around it.
+
     Raises:
         InputError: inputs that are no real numbers, a loss that couples a batch; for running mixup
             another loss than that of a classification, or a batch size that changes.
@@ -73,7 +76,7 @@ class ExampleMixing:
         sample: Batch,
     ) -> None:
         self._settings = recipe.augmentation.mixing
-        self._recipe, self._world, self._loss = recipe, world, loss
+        self._recipe, self._world, self.unmixed_loss = recipe, world, loss
         self._classes = 0
         if self._settings is not None:
             _check(task, recipe, sample)
@@ -136,8 +139,9 @@ class ExampleMixing:
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """One value per example, of mixed or plain targets; see `MixedTargets`."""
         if not isinstance(targets, MixedTargets):
-            return self._loss(outputs, targets)
-        own, other = self._loss(outputs, targets.own), self._loss(outputs, targets.partners)
+            return self.unmixed_loss(outputs, targets)
+        own = self.unmixed_loss(outputs, targets.own)
+        other = self.unmixed_loss(outputs, targets.partners)
         return torch.lerp(own, other, (1.0 - targets.share).to(own.dtype))
 
     def take(self) -> None:

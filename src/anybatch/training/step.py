@@ -61,7 +61,6 @@ class Step:
         model: the bare module, on this rank's device; weights drawn from the recipe's seed.
         optimizer: as torch knows it.
         hyperparameters: scheduled settings of the optimizer.
-        loss: (outputs, targets) -> one value per example, label smoothing included.
         mixing: of the examples of an update.
         plain_loss: without label smoothing, for evaluation.
         transforms: of the gradient, in the recipe's order, with its norm before them.
@@ -84,10 +83,10 @@ class Step:
         self._frozen = [module for module in self.model.modules() if not module.training]
         check_division(task, recipe, world, self._normalization.couples)
         check_rules(task, recipe)
-        self.loss = self._placed(task.loss_function(recipe.loss.label_smoothing))
+        loss = self._placed(task.loss_function(recipe.loss.label_smoothing))
         self.plain_loss = self._placed(task.loss_function())
-        check_model(self.model, task, self.loss, sample)
-        self.mixing = ExampleMixing(task, recipe, world, self.loss, self.model, sample)
+        check_model(self.model, task, loss, sample)
+        self.mixing = ExampleMixing(task, recipe, world, loss, self.model, sample)
         self.optimizer = build_optimizer(recipe.optimizer, self.model, decayed=recipe.decayed)
         self.hyperparameters = Hyperparameters(
             self.optimizer, recipe.schedules, clock, course=Course.of(recipe, clock)
@@ -231,6 +230,15 @@ class Step:
             self._passes.accumulate(portion, size)
         if transformed:
             self.transforms.apply(self._passes.parameters, self.updates)
+
+    @property
+    def loss(self) -> LossFunction:
+        """(outputs, targets) -> one value per example, label smoothing included, before mixing."""
+        return self.mixing.unmixed_loss
+
+    @loss.setter
+    def loss(self, loss: LossFunction) -> None:
+        self.mixing.unmixed_loss = loss
 
     @property
     def losses(self) -> list[Tensor]:

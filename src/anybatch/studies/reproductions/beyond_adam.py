@@ -86,8 +86,8 @@ def experiment(*, quick: bool) -> Experiment:
         contrasts=tuple(contrasts),
         search_trials=2 if quick else 5,
         limits=(
-            "5,000 digits, 3,000 photographs, 15 epochs, batch 50; the photographs are the JPEG copy "
-            "of CIFAR-10 at 16 x 16 pixels; no augmentation.",
+            "5,000 digits and 3,000 photographs of the JPEG copy of CIFAR-10 at 16 x 16 pixels, 15 "
+            "epochs, batch 50; no augmentation.",
             "Adam at 3e-4 is as it is; every other arm has five trials for its lr, of which the LR "
             "range test of CLR and one cycle counts as one.",
             "Decays are not searched: normalized 0.05 for AdamW, AdamWR, SGDWR; L2 of 5e-4 for the "
