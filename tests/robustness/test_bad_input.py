@@ -98,7 +98,7 @@ ARGUMENTS = [
     (settings("optimizer.lr=nan"), "optimizer.lr must be >= 0, got nan"),
     (
         settings("optimizer.name=sgdd"),
-        "optimizer.name must be one of: sgd, sgdw, adam, adamw, muon, lars, lamb, rmsprop-warmup, got",
+        "optimizer.name must be one of: sgd, sgdw, adam, adamw, muon, lars",
     ),
     (settings("optimizer=sgd"), "optimizer must be a table with a name of: sgd, sgdw, adam"),
     (settings("batch_size=0"), "batch_size must be >= 1, got 0"),

@@ -474,6 +474,9 @@ def test_more_seeds_are_added_and_pair_with_the_first(begun: Path) -> None:
     assert len(after) == len(before) + len(folder.experiment.arms)
     results = folder.results()
     assert all(effect.number == 2 for effect in effects_of(results).values())
+    for name, found in after.items():
+        assert found["seed"] == (0 if name.startswith("tuning") else int(name.split("seed-")[1][0]))
+    assert len(set(results.arms["sgd"].values("train_loss").values())) == 2
     fewer = ReproductionFolder.open(begun, "equal-epochs", quick=True, seeds=1)
     assert fewer.seeds == (1, 2)
     assert Study(begun).arms.keys() == folder.experiment.arms.keys()  # compare and report know it
@@ -489,6 +492,14 @@ def test_time_that_is_up_leaves_everything_and_the_page_says_what_is_missing(
     text = reproduction_page(results)
     assert "**Missing:** sgd: the search for its lr and 3 trials" in text
     assert "Verdict: open" in text
+
+
+def test_an_end_that_was_not_noted_is_trained_again_to_the_same(begun: Path) -> None:
+    before = outcomes(begun)
+    for lost in ("sgd/seed-1", "full-batch/seed-1"):
+        (begun / lost / OUTCOME).unlink()
+    assert reproduce(ReproductionFolder(begun))
+    assert outcomes(begun) == before
 
 
 def test_a_diverged_trial_is_told_and_never_chosen(begun: Path) -> None:

@@ -224,16 +224,19 @@ def test_sam_displaces_every_block_by_itself(weight):
     assert_is(gradient_of(training_of(blocks=blocks)), expected)
 
 
-def test_each_block_is_clipped_by_itself_and_its_norm_is_that_before():
+@pytest.mark.parametrize("penalty", [None, EXACT])
+def test_each_block_is_clipped_after_the_penalty_and_its_norm_is_that_before_both(penalty):
     blocks = blocks_of(training_of(), 5)
     norms = [float(gradient.norm()) for _, gradient in blocks]
-    limit = sorted(norms)[1]
+    settings = BlockSettings(size=5, penalty=penalty)
+    penalized = blocks_of(training_of(blocks=settings), 5)
+    limit = sorted(float(gradient.norm()) for _, gradient in penalized)[1]
     expected = sum(
         count / 16 * gradient * min(1.0, limit / (float(gradient.norm()) + 1e-6))
-        for count, gradient in blocks
+        for count, gradient in penalized
     )
     training = training_of(
-        blocks=BlockSettings(size=5, clip_norm=limit), gradient=(ClipGlobalNorm(max_norm=1e9),)
+        blocks=replace(settings, clip_norm=limit), gradient=(ClipGlobalNorm(max_norm=1e9),)
     )
     assert_is(gradient_of(training), expected)
     found = training.one_step.block_norms
