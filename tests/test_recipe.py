@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anybatch.commands.recipe import show_recipe
+from anybatch.course import recipe_clock
 from anybatch.errors import InputError
 from anybatch.recipe import (
     AdamSettings,

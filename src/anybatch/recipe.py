@@ -127,9 +127,10 @@ class Recipe:
         duration: length of the training.
         batch_size: examples per update over all ranks, >= 1, or "full" for the whole set.
         micro_batch_size: examples per forward and backward pass of one rank, >= 1; None: the
-            rank's whole share at once. A multiple of the ghost.
+            rank's whole share at once, but of a "full" batch that can be divided
+            compute.evaluation_batch_size. A multiple of the ghost.
         ghost_batch_size: consecutive examples that share BatchNorm statistics, >= 1; None: the
-            whole batch, which then cannot be divided.
+            whole batch, or block, which then cannot be divided.
         batch_control: of the batch size by the measured noise scale; None: none.
         batch_norm: which statistics BatchNorm's layers take.
         communication: of ranks that update on their own; None: they share every gradient.

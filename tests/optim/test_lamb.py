@@ -123,6 +123,17 @@ def test_a_parameter_counts_its_own_updates() -> None:
     assert torch.equal(late, alone)
 
 
+def test_a_longer_parameter_may_join_later() -> None:
+    short, long = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(200))
+    optimizer = LAMB([short], lr=0.1)
+    short.grad = torch.ones(2)
+    optimizer.step()
+    optimizer.add_param_group({"params": [long]})
+    long.grad = torch.ones(200)
+    optimizer.step()  # |u| is as long as |w|, but for decay in both
+    torch.testing.assert_close(long.detach(), torch.full((200,), 0.9))
+
+
 def timm_step(w: Tensor, g: Tensor, state: dict[str, Any], lr: float, decay: float) -> None:
     """timm.optim.Lamb of 1.0.31, max_grad_norm=None, always_adapt=True, betas as by default."""
     state["t"] += 1

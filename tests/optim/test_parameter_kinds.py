@@ -53,7 +53,7 @@ class OwnNorm(nn.Module):
     [
         nn.BatchNorm1d(4), nn.BatchNorm2d(4), nn.BatchNorm3d(4), nn.SyncBatchNorm(4),
         nn.InstanceNorm2d(4, affine=True), nn.LayerNorm(4), nn.LayerNorm((4, 4)),
-        nn.GroupNorm(2, 4), nn.RMSNorm(4),
+        nn.GroupNorm(2, 4), nn.RMSNorm((4, 4)),
     ],
     ids=lambda norm: type(norm).__name__,
 )  # fmt: skip
@@ -178,6 +178,49 @@ def test_what_is_not_adapted_stands_in_a_group_of_its_own() -> None:
         assert found == [(2, 0.1, True), (2, 0.1, False), (2, 0.0, False)]
         settings = kind(lr=0.1, weight_decay=0.1, adapted=ParameterKinds())
         assert groups(settings, NOBODY_ELSE) == [(2, 0.1, True), (4, 0.0, True)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (
+            LARSSettings(
+                lr=2.0, momentum=0.8, nesterov=True, weight_decay=0.1, trust=0.02, epsilon=1e-3,
+                buffer="unscaled", max_ratio=3.0, adapted=ParameterKinds(),
+            ),
+            {
+                "lr": 2.0, "momentum": 0.8, "nesterov": True, "weight_decay": 0.1, "trust": 0.02,
+                "epsilon": 1e-3, "buffer": "unscaled", "max_ratio": 3.0, "adapted": True,
+            },
+        ),
+        (
+            LAMBSettings(
+                lr=2.0, beta1=0.8, beta2=0.95, epsilon=1e-3, weight_decay=0.1,
+                bias_correction=False, max_weight_norm=3.0, adapted=ParameterKinds(),
+            ),
+            {
+                "lr": 2.0, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1,
+                "bias_correction": False, "max_weight_norm": 3.0, "adapted": True,
+            },
+        ),
+        (
+            RMSpropWarmupSettings(
+                lr=2.0, momentum=0.8, rms_decay=0.95, rms_lr=0.02, epsilon=1e-3, weight_decay=0.1,
+            ),
+            {
+                "lr": 2.0, "momentum": 0.8, "rms_decay": 0.95, "rms_lr": 0.02, "eps": 1e-3,
+                "weight_decay": 0.1, "reference_lr": 2.0, "sgd_share": 0.0,
+                "center": "10 epochs", "width": "5 epochs",
+            },
+        ),
+    ],
+    ids=lambda given: getattr(given, "name", None),
+)  # fmt: skip
+def test_every_setting_of_a_recipe_reaches_the_group(
+    settings: OptimizerSettings, expected: dict[str, Any]
+) -> None:
+    (group,) = build_optimizer(settings, new_model()).param_groups
+    assert {name: value for name, value in group.items() if name != "params"} == expected
 
 
 def test_a_model_without_weights_has_its_groups_too() -> None:

@@ -184,7 +184,7 @@ def norms(tensors: list[Tensor]) -> Tensor:
 def _row_norms(tensor: Tensor) -> Tensor:
     """Norms of equal parts of a long tensor, in the order of memory; a short one itself."""
     rows = math.gcd(tensor.numel(), _ROWS)
-    if tensor.numel() < _LONG or rows == 1:
+    if tensor.numel() < _LONG:
         return tensor
     length = tensor.numel() // rows
     parts = tensor.as_strided((rows, length), (length, 1))

@@ -26,6 +26,7 @@ _SETTINGS = {
     "batch_size": "batch size",
     "gradient_norm": "gradient norm",
     "clipped_share": "share of clipped updates",
+    "block_gradient_norm": "gradient norm of a block",
 }
 
 
