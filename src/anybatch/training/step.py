@@ -13,19 +13,19 @@ would reduce the losses; they are summed when a record is due.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from anybatch.course import Course
 from anybatch.data.source import Batch
 from anybatch.objectives import LossFunction
-from anybatch.recipe import Average, ExponentialAverage, PolynomialAverage, Recipe
+from anybatch.recipe import Recipe
 from anybatch.schedules import Clock, Position
 from anybatch.task import Task
+from anybatch.training.averaging import averaged_model
 from anybatch.training.blocks import BlockNorms, block_gradient
 from anybatch.training.build import build_model, build_optimizer
 from anybatch.training.cached_outputs import cached_gradient
@@ -97,7 +97,7 @@ class Step:
         self._passes = Passes(
             task, recipe, world, self.model, forward, self._normalization, self.mixing
         )
-        self._average = self._new_average()
+        self._average = averaged_model(self.model, recipe.averaging)
         self._local = _local_phase(recipe, clock, world)
         self._kept = self._new_kept_model()
         one_by_one = task.loss_scope == "example" or recipe.loss.coupled == "cached-outputs"
@@ -113,17 +113,6 @@ class Step:
             return None
         compute, shares_weights = self._recipe.compute, self._local is None
         return KeptModel(compute, self._world, shares_weights=shares_weights)
-
-    def _new_average(self) -> AveragedModel | None:
-        if self._recipe.averaging is None:
-            return None
-        average: AveragedModel
-        rate_of = _rate_of(self._recipe.averaging)
-        # Torch's count lies on the CPU; its first copy of the weights is step 1.
-        moving = _moving(lambda: rate_of(int(average.n_averaged) + 1))
-        average = AveragedModel(self.model, multi_avg_fn=moving, use_buffers=True)
-        average.update_parameters(self.model)  # begins at the initial weights
-        return average
 
     def _placed(self, loss: LossFunction) -> LossFunction:
         """A loss with buffers of its own (weights of positive examples, say) on this device."""
@@ -292,7 +281,8 @@ class Step:
         if self._average is not None and state["average"] is not None:
             self._average.load_state_dict(state["average"])
         elif self._average is not None:
-            self._average = self._new_average()  # of a training that kept none: from these weights
+            # Of a training that kept none: from these weights.
+            self._average = averaged_model(self.model, self._recipe.averaging)
         for name, buffer in self._unsaved_buffers().items():
             buffer.copy_(state["unsaved_buffers"][name])
         self.updates = state["updates"]
@@ -317,28 +307,3 @@ def _local_phase(recipe: Recipe, clock: Clock, world: World) -> LocalPhase | Non
         return None
     phase = LocalPhase(recipe.communication, clock, world)
     return phase if world.size > 1 else None
-
-
-def _rate_of(averaging: Average) -> Callable[[int], float]:
-    """Weight of the newest weights in the t-th step of an average, t from 1."""
-    match averaging:
-        case ExponentialAverage(decay=decay):
-            return lambda step: 1.0 - decay
-        case PolynomialAverage(power=power):
-            return lambda step: (power + 1.0) / (step + power)
-
-
-def _moving(
-    rate: Callable[[], float],
-) -> Callable[[Sequence[Tensor], Sequence[Tensor], object], None]:
-    """Average <- (1 - rate) average + rate value; whole numbers are copied, not averaged."""
-
-    @torch.no_grad()
-    def average(averages: Sequence[Tensor], values: Sequence[Tensor], count: object) -> None:
-        if averages[0].is_floating_point():
-            torch._foreach_lerp_(list(averages), list(values), rate())
-        else:
-            for kept, value in zip(averages, values, strict=True):
-                kept.copy_(value)
-
-    return average

@@ -19,11 +19,9 @@ from types import TracebackType
 from typing import Any, Self, final
 
 import torch
-from torch.utils._pytree import tree_map_only
 
 from anybatch.batch_control import SizeBounds
 from anybatch.course import recipe_clock
-from anybatch.data.source import Batch, Source
 from anybatch.errors import InputError
 from anybatch.recipe import Recipe
 from anybatch.records import EvalRecord, Record, StepRecord
@@ -37,7 +35,7 @@ from anybatch.training.feed import Feed
 from anybatch.training.judge import Judge, divergence
 from anybatch.training.outcome import Outcome, StopRequest, TargetWatch
 from anybatch.training.portion import Portion
-from anybatch.training.precision import cast
+from anybatch.training.rank_steps import own_step, steps_of_ranks
 from anybatch.training.recalibration import check_recalibration, recalibration_batches
 from anybatch.training.snapshot import (
     load_random_state,
@@ -45,6 +43,7 @@ from anybatch.training.snapshot import (
     random_state,
     seed_everything,
 )
+from anybatch.training.splits import Splits
 from anybatch.training.step import Step
 from anybatch.training.window import LossWindow
 from anybatch.world import World
@@ -107,16 +106,16 @@ class Training:
             torch.use_deterministic_algorithms(True)
         self._owns_world = world is None
         self.world = world or World.from_environment(recipe.compute.device)
-        self._sources: dict[SplitName, Source] = {}
+        self._splits = Splits(task, recipe, self.world)
         self.clock = clock = recipe_clock(recipe, task.source("train").num_examples)
         check_recalibration(recipe, task.source("train"))
         self.scaled_recipe = scaled_recipe(recipe, clock.examples_per_epoch)
         if recipe.batch_control is not None:
             SizeBounds.of(recipe, clock.examples_per_epoch)  # refused before anything is built
-        self.one_step = Step(task, self.scaled_recipe, clock, self.world, self._sample())
+        self.one_step = Step(task, self.scaled_recipe, clock, self.world, self._splits.sample())
         if self.world.size > 1:
             refuse_other_data(self.world.all_values(self.data_fingerprint))
-        self.feed = Feed(self._source("train"), recipe, clock, self.world)
+        self.feed = Feed(self._splits["train"], recipe, clock, self.world)
         self.seconds = 0.0
         self._window = LossWindow(self.world.device)
         self._window_seconds = 0.0
@@ -134,28 +133,7 @@ class Training:
     @functools.cached_property
     def data_fingerprint(self) -> str:
         """What tells the training data from other data, as text; see `checks.data_fingerprint`."""
-        return str(data_fingerprint(self._source("train")))
-
-    # --- construction ------------------------------------------------------------------------
-
-    def _source(self, split: SplitName) -> Source:
-        """A split on this rank's device."""
-        if split not in self._sources:
-            workers = self.recipe.compute.num_workers
-            source = self.task.source(split).to(self.world.device, num_workers=workers)
-            self._sources[split] = source
-        return self._sources[split]
-
-    def _sample(self) -> Batch:
-        """Two examples to try the model on; of validation where training data is a stream."""
-        random_access = self.task.source("train").random_access
-        source = self._source("train" if random_access else "validation")
-        indices = torch.arange(min(2, source.num_examples or 2))
-        batch = next(iter(source.batches([indices])))
-        return Batch(self._cast(batch.inputs), self._cast(batch.targets), batch.indices)
-
-    def _cast(self, nest: Any) -> Any:
-        return cast(nest, self.recipe.compute)
+        return str(data_fingerprint(self._splits["train"]))
 
     def _new_control(self) -> BatchControl:
         parts = (self.clock, self.world, self.one_step, self.feed)
@@ -349,7 +327,7 @@ class Training:
         """
         started = time.perf_counter()
         objectives = (self.one_step.plain_loss, self.task.judge)
-        source = self._source(split)
+        source = self._splits[split]
         with preserved_random_state():  # how often one looks must not change what is trained
             self.refresh_kept_model()
             loss, metric = evaluate(
@@ -381,7 +359,7 @@ class Training:
         """
         batches = None
         if self.recipe.batch_norm.evaluated_with == "whole-set":
-            batches = recalibration_batches(self._source("train"), self.recipe, self.world)
+            batches = recalibration_batches(self._splits["train"], self.recipe, self.world)
         self.one_step.refresh_kept_model(batches)
 
     def settle(self) -> None:
@@ -438,22 +416,12 @@ class Training:
             "batch_control": None if self._control is None else self._control.state_dict(),
             "outcome": None if self.outcome is None else dataclasses.asdict(self.outcome),
             "ranks": self.world.all_values(own),
-            "steps_of_ranks": self._steps_of_ranks(),
+            "steps_of_ranks": steps_of_ranks(self.one_step, self.world),
         }
-
-    def _steps_of_ranks(self) -> list[dict[str, Any] | None] | None:
-        """On rank 0, weights and optimizer of the others, while ranks update on their own."""
-        if not self.one_step.is_local:
-            return None
-        own = None  # which stands beside this
-        if not self.world.is_first:
-            state = self.one_step.state_dict()
-            own = tree_map_only(torch.Tensor, torch.Tensor.cpu, state)
-        return self.world.values_at_first(own) or None
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Become the training that `state_dict` was taken from."""
-        self.one_step.load_state_dict(self._own_step(state))
+        self.one_step.load_state_dict(own_step(state, self.world))
         self.feed.load_state_dict(state["feed"])
         self.seconds, self._window_seconds = state["seconds"], state["window_seconds"]
         if "hyperparameters" in state:  # not in checkpoints of older versions
@@ -465,17 +433,6 @@ class Training:
         resumable = outcome is None or outcome["name"] == "interrupted"
         self.outcome = None if resumable else Outcome(**outcome)
         self._load_rank_state(state["ranks"])
-
-    def _own_step(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Weights and optimizer of this rank; the same for all until ranks update on their own."""
-        step: dict[str, Any] = state["step"]
-        local, steps = step.get("local"), state.get("steps_of_ranks")
-        if local is None or not local["has_begun"]:
-            return step
-        if len(state["ranks"]) != self.world.size:
-            rule = f"must be {len(state['ranks'])}, as each has weights of its own by now"
-            raise InputError("ranks", rule, self.world.size)
-        return step if steps is None or self.world.is_first else steps[self.world.rank]
 
     def begin_from(self, state: dict[str, Any]) -> None:
         """Begin where another training of the same model stands, with this recipe's settings.
