@@ -118,7 +118,7 @@ class DenseOptimizer(torch.optim.Optimizer, abc.ABC):
             saved = state_dict["state"].get(number, {})
             for name in self.buffer_names:
                 if name in saved and parameter.element_size() < 4:  # torch has rounded it
-                    buffer = saved[name].to(parameter.device, torch.float32)
+                    buffer = saved[name].to(parameter.device, torch.float32, copy=True)
                     self.state[parameter][name] = buffer
 
 
