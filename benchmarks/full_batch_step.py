@@ -94,7 +94,8 @@ def run_trial(key: str, folder: Path) -> dict[str, Any]:
     else:
         _, count, *penalty = key.split("-")
         command += ["--memory", count, *(["--penalty"] * len(penalty))]
-    subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, check=True)
+    root, silent = Path(__file__).parents[1], subprocess.DEVNULL
+    subprocess.run(command, cwd=root, env=environment, check=True, stdout=silent)
     values: dict[str, Any] = read_json(handed)
     return values
 

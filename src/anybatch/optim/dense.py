@@ -53,6 +53,10 @@ class DenseOptimizer(torch.optim.Optimizer, abc.ABC):
     def _check(self, group: dict[str, Any]) -> None:
         """Complete a new group and refuse settings out of their bounds."""
 
+    def _buffers_of(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """Names of the buffers that a group has use for."""
+        return self.buffer_names
+
     @abc.abstractmethod
     def _step_part(self, group: dict[str, Any], part: Part) -> None:
         """Change the part's weights, buffers and states by one update."""
@@ -90,23 +94,23 @@ class DenseOptimizer(torch.optim.Optimizer, abc.ABC):
         with torch.no_grad():
             for group in self.param_groups:
                 for parameters in _by_place(group["params"]):
-                    part = self._part(parameters)
+                    part = self._part(parameters, self._buffers_of(group))
                     self._step_part(group, part)
                     for parameter, weight in zip(parameters, part.weights, strict=True):
                         if weight is not parameter:
                             parameter.copy_(weight)
         return loss
 
-    def _part(self, parameters: list[Tensor]) -> Part:
+    def _part(self, parameters: list[Tensor], names: tuple[str, ...]) -> Part:
         weights = [_working(parameter) for parameter in parameters]
         gradients = [_like(p.grad, w) for p, w in zip(parameters, weights, strict=True)]
         states = [self.state[parameter] for parameter in parameters]
         for state, weight in zip(states, weights, strict=True):
-            for name in self.buffer_names:
+            for name in names:
                 if name not in state:
                     state[name] = torch.zeros_like(weight)
                 state[name] = _like(state[name], weight)
-        buffers = {name: [state[name] for state in states] for name in self.buffer_names}
+        buffers = {name: [state[name] for state in states] for name in names}
         return Part(weights, gradients, buffers, states)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -19,14 +19,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, final
 
 import torch
 from torch.optim.optimizer import ParamsT
 
 from anybatch.errors import InputError
 from anybatch.optim.decay import state_convention, write_decay
-from anybatch.optim.sgdw import check_group, evaluated, restore_buffers, step_group
+from anybatch.optim.dense import DenseOptimizer, Part
+from anybatch.optim.sgdw import BUFFER, buffers_of, check_group, step_part
 from anybatch.recipe_checks import require, require_not_negative
 from anybatch.schedule_parts import between
 
@@ -110,7 +111,7 @@ def _is_at_restart(group: dict[str, Any]) -> bool:
 
 
 @final
-class SGDWR(torch.optim.Optimizer):
+class SGDWR(DenseOptimizer):
     """SGDW with warm restarts.
 
     Call `step()` after each backward pass and nothing else; a step that a GradScaler leaves out
@@ -149,6 +150,8 @@ class SGDWR(torch.optim.Optimizer):
         Loshchilov and Hutter 2019, "Decoupled weight decay regularization", appendix B.
     """
 
+    buffer_names: ClassVar[tuple[str, ...]] = (BUFFER,)
+
     def __init__(
         self,
         params: ParamsT,
@@ -182,20 +185,15 @@ class SGDWR(torch.optim.Optimizer):
         """Whether the next step begins a new period: these weights are a solution to keep."""
         return _is_at_restart(self.param_groups[0])
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, which joins the present period; its lr is its peak.
+    def _check(self, group: dict[str, Any]) -> None:
+        _join(group, self.param_groups[0].get("updates_taken", 0))
+        check_group(group)
 
-        Raises:
-            InputError: a setting out of its bounds, a complex parameter.
-        """
-        super().add_param_group(param_group)
-        first, group = self.param_groups[0], self.param_groups[-1]
-        try:
-            _join(group, first.get("updates_taken", 0))
-            check_group(group)
-        except InputError:
-            self.param_groups.pop()
-            raise
+    def _buffers_of(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return buffers_of(group)
+
+    def _step_part(self, group: dict[str, Any], part: Part) -> None:
+        step_part(group, part)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update, with the lr and the decay of its place in the period.
@@ -206,19 +204,12 @@ class SGDWR(torch.optim.Optimizer):
         Raises:
             InputError: a sparse gradient.
         """
-        loss = evaluated(closure)
-        with torch.no_grad():
-            for group in self.param_groups:
-                _write(group)
-                step_group(group, self.state)
+        for group in self.param_groups:
+            _write(group)
+        loss = super().step(closure)
         for group in self.param_groups:
             group["updates_taken"] += 1
         return loss
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put back what `state_dict` returned, the place in the period included."""
-        super().load_state_dict(state_dict)
-        restore_buffers(self, state_dict)
 
 
 def _plain_step() -> Any:

@@ -16,10 +16,9 @@ appendix B.1; momentum correction: Goyal et al. 2017, "Accurate, large minibatch
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, cast, final, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, final, get_args
 
 import torch
 from torch import Tensor
@@ -27,22 +26,23 @@ from torch.optim.optimizer import ParamsT
 
 from anybatch.errors import InputError
 from anybatch.optim.decay import normalized_decay
+from anybatch.optim.dense import DenseOptimizer, Part
 from anybatch.recipe_checks import require_decay_rate, require_not_negative
 
 __all__ = [
+    "BUFFER",
     "SGDW",
     "Convention",
     "StepNumbers",
+    "buffers_of",
     "check_group",
-    "evaluated",
-    "restore_buffers",
     "sgdw_step",
-    "step_group",
+    "step_part",
 ]
 
 Convention: TypeAlias = Literal["coupled", "decoupled", "normalized"]
 
-_BUFFER = "momentum_buffer"
+BUFFER = "momentum_buffer"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,35 +139,24 @@ def _step_all(w: list[Tensor], g: list[Tensor], m: list[Tensor], numbers: StepNu
 # --- parameter groups ------------------------------------------------------------------------
 
 
-def step_group(group: Mapping[str, Any], state: Mapping[Tensor, dict[str, Any]]) -> None:
-    """One step of a parameter group of SGDW.
+def step_part(group: Mapping[str, Any], part: Part) -> None:
+    """One step of some parameters of a group of SGDW.
 
     Args:
         group: `check_group` has passed it.
-        state: of the optimizer; momentum begins at 0.
+        part: with a momentum buffer where the group has momentum.
 
     Raises:
-        InputError: a sparse gradient, a decay that cannot be told.
+        InputError: a decay that cannot be told.
     """
-    parameters = [p for p in group["params"] if p.grad is not None]
-    if not parameters:
-        return
-    if any(p.grad.layout != torch.strided for p in parameters):
-        raise InputError("gradient", "must be dense", "sparse", hint="Embedding(sparse=False)")
-    numbers = _numbers(group)
-    weights = [_wide(p) for p in parameters]  # 16-bit weights: a 32-bit copy, rounded once below
-    gradients = [p.grad.to(w.dtype) for p, w in zip(parameters, weights, strict=True)]
-    buffers = []
-    if numbers.momentum != 0.0:
-        for parameter, weight in zip(parameters, weights, strict=True):
-            if _BUFFER not in state[parameter]:
-                state[parameter][_BUFFER] = torch.zeros_like(weight)
-            buffers.append(state[parameter][_BUFFER])
-    foreach = len({w.device for w in weights}) == 1 and weights[0].device.type != "cpu"
-    sgdw_step(weights, gradients, buffers, numbers, foreach=foreach)
-    for parameter, weight in zip(parameters, weights, strict=True):
-        if weight is not parameter:
-            parameter.copy_(weight)
+    foreach = part.weights[0].device.type != "cpu"
+    buffers = part.buffers.get(BUFFER, [])
+    sgdw_step(part.weights, part.gradients, buffers, _numbers(group), foreach=foreach)
+
+
+def buffers_of(group: Mapping[str, Any]) -> tuple[str, ...]:
+    """The momentum buffer, where the group has momentum."""
+    return (BUFFER,) if group["momentum"] != 0.0 else ()
 
 
 def _numbers(group: Mapping[str, Any]) -> StepNumbers:
@@ -202,11 +191,6 @@ def _known(num_updates: float | None) -> float:
     return num_updates
 
 
-def _wide(parameter: Tensor) -> Tensor:
-    """The parameter itself, or a 32-bit copy of a 16-bit one."""
-    return parameter.float() if parameter.element_size() < 4 else parameter
-
-
 def check_group(group: Mapping[str, Any]) -> None:
     """Refuse settings and parameters that SGDW cannot take.
 
@@ -224,41 +208,13 @@ def check_group(group: Mapping[str, Any]) -> None:
         raise InputError("decay", f"must be one of: {', '.join(conventions)}", group["decay"])
     if group["decay"] == "normalized":
         normalized_decay(0.0, _known(group["num_updates"]))  # refuses what is not >= 1
-    for parameter in group["params"]:
-        if not parameter.is_floating_point():
-            raise InputError("parameters", "must be real floating-point numbers", parameter.dtype)
-
-
-def evaluated(closure: Callable[[], float] | None) -> float | None:
-    """What a closure returns, evaluated with gradients; None without one."""
-    if closure is None:
-        return None
-    with torch.enable_grad():
-        return closure()
-
-
-def restore_buffers(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Put back the 32-bit momentum of 16-bit parameters, which torch rounds as it loads a state.
-
-    Args:
-        optimizer: has just loaded the state.
-        saved: what `state_dict` returned.
-    """
-    groups = zip(saved["param_groups"], optimizer.param_groups, strict=True)
-    pairs = (zip(old["params"], new["params"], strict=True) for old, new in groups)
-    for number, parameter in itertools.chain.from_iterable(pairs):
-        buffer = saved["state"].get(number, {}).get(_BUFFER)
-        if buffer is not None and parameter.element_size() < 4:
-            optimizer.state[parameter][_BUFFER] = buffer.to(
-                parameter.device, torch.float32, copy=True
-            )
 
 
 # --- the optimizer ---------------------------------------------------------------------------
 
 
 @final
-class SGDW(torch.optim.Optimizer):
+class SGDW(DenseOptimizer):
     """SGD with decoupled weight decay; the formulas stand at the head of this module.
 
     Every setting may differ between parameter groups. What a scheduler moves is a group's `lr`;
@@ -293,6 +249,8 @@ class SGDW(torch.optim.Optimizer):
         Loshchilov and Hutter 2019, "Decoupled weight decay regularization", algorithm 1.
     """
 
+    buffer_names: ClassVar[tuple[str, ...]] = (BUFFER,)
+
     def __init__(
         self,
         params: ParamsT,
@@ -316,37 +274,12 @@ class SGDW(torch.optim.Optimizer):
         }
         super().__init__(params, defaults)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; its `reference_lr` is its lr unless it is given.
-
-        Raises:
-            InputError: a setting out of its bounds, a complex parameter.
-        """
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
+    def _check(self, group: dict[str, Any]) -> None:
         group.setdefault("reference_lr", float(group["lr"]))
-        try:
-            check_group(group)
-        except InputError:
-            self.param_groups.pop()
-            raise
+        check_group(group)
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of every parameter that has a gradient.
+    def _buffers_of(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return buffers_of(group)
 
-        Args:
-            closure: evaluated once before, with gradients; its value is returned.
-
-        Raises:
-            InputError: a sparse gradient.
-        """
-        loss = evaluated(closure)
-        with torch.no_grad():
-            for group in self.param_groups:
-                step_group(group, self.state)
-        return loss
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put back what `state_dict` returned; momentum stays in 32 bits."""
-        super().load_state_dict(state_dict)
-        restore_buffers(self, cast(Mapping[str, Any], state_dict))
+    def _step_part(self, group: dict[str, Any], part: Part) -> None:
+        step_part(group, part)

@@ -48,7 +48,7 @@ def experiment(*, quick: bool) -> Experiment:
     problem = quickly(PHOTOGRAPHS) if quick else PHOTOGRAPHS
     short, long = (1, 3) if quick else (20, 200)
     sgd = recipe_of(momentum_sgd(0.05), 50, epochs(short))
-    full = replace(recipe_of(momentum_sgd(0.1), "full", epochs(short)), order="fixed")
+    full = replace(recipe_of(momentum_sgd(0.1), "full", epochs(short)), order="shuffled-once")
     longer = replace(full, duration=epochs(long))
     clipped = replace(longer, gradient=(ClipGlobalNorm(max_norm=0.25),))
     penalty = BlockSettings(size=32, penalty=GradientPenalty(coefficient=1 / 16, unit="lr"))
