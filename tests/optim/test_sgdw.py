@@ -334,7 +334,7 @@ def test_sparse_gradients_and_complex_parameters_are_refused() -> None:
     embedding = nn.Embedding(5, 2, sparse=True)
     optimizer = SGDW(embedding.parameters(), 0.1)
     embedding(torch.tensor([1])).sum().backward()
-    with pytest.raises(InputError, match="gradient must be dense, got torch.sparse_coo"):
+    with pytest.raises(InputError, match=r"gradient must be dense, got torch\.sparse_coo"):
         optimizer.step()
     with pytest.raises(InputError, match="parameters must be real numbers"):
         SGDW([nn.Parameter(torch.ones(2, dtype=torch.complex64))], 0.1)

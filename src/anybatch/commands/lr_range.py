@@ -13,6 +13,7 @@ from anybatch.measurement import Estimate, Measurement
 from anybatch.recipe import Recipe
 from anybatch.recipe_mapping import recipe_to_mapping
 from anybatch.run import Run, write_json
+from anybatch.scaling import scaled_recipe
 from anybatch.schedules import Constant, OneCycle
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ def _suggest(run: Run, measured: Measurement, options: LRRange) -> list[str]:
 def suggested_recipe(recipe: Recipe, measured: Measurement) -> Recipe | None:
     """The recipe with the measured max_lr, and one-cycle where its lr was constant.
 
+    The lr is that of the batch size it was measured at, so a scaling rule is applied and gone.
+
     Args:
         recipe: that was measured.
         measured: of kind "lr-range".
@@ -84,11 +87,15 @@ def suggested_recipe(recipe: Recipe, measured: Measurement) -> Recipe | None:
     top, base = measured.estimates["max_lr"].value, measured.estimates["base_lr"].value
     if top is None:
         return None
+    from anybatch.planning.recipe import with_lr
+
+    size = measured.examples // len(measured.samples["lr"])  # of every update, where it is "full"
+    recipe = scaled_recipe(recipe, size if recipe.batch_size == "full" else None)
     schedules = recipe.schedules
     if schedules.lr == Constant():
         start = min(1.0, base / top) if base else OneCycle().start
         schedules = replace(schedules, lr=OneCycle(start=start))
-    optimizer = replace(recipe.optimizer, lr=float(f"{top:.3g}"))
+    optimizer = with_lr(recipe.optimizer, float(f"{top:.3g}"))
     return replace(recipe, optimizer=optimizer, schedules=schedules)
 
 

@@ -22,6 +22,7 @@ from anybatch.data.source import Source
 from anybatch.errors import InputError
 from anybatch.measuring.blow_up import final_rise
 from anybatch.measuring.keeping import Kept
+from anybatch.optim.decay import decoupled_in_own_run
 from anybatch.recipe import Recipe, Schedules
 from anybatch.schedules import updates
 from anybatch.task import Task
@@ -87,6 +88,8 @@ def _follows_divergence(error: Exception, losses: Sequence[float]) -> bool:
 def new_training(task: Task, recipe: Recipe, *, seed: int, world: World | None) -> Training:
     """A training of a recipe whose lr is to be found: no schedule, target or stop.
 
+    A normalized weight decay is what it is at the beginning of the recipe's own run.
+
     Args:
         task: what is to be learned.
         recipe: every other choice.
@@ -98,6 +101,7 @@ def new_training(task: Task, recipe: Recipe, *, seed: int, world: World | None) 
     )
     changed = dataclasses.replace(
         recipe,
+        optimizer=decoupled_in_own_run(recipe, task.source("train").num_examples),
         seed=seed,
         duration=updates(_LONGEST),
         schedules=Schedules(),
@@ -159,6 +163,9 @@ class TrainingLoop:
         portion = feed.next()
         self._last = (feed.epoch, feed.offset, portion.num_examples)
         step.train_mode()
+        step.hyperparameters.fixed_lr = lr
+        if self._training.recipe.blocks is not None:  # a penalty may follow this very lr
+            step.hyperparameters.apply(self._position)
         try:
             step.gradient(portion)
         except (ArithmeticError, ValueError) as error:
@@ -170,7 +177,6 @@ class TrainingLoop:
         self._losses.append(loss)
         if math.isfinite(loss):
             self._has_gradient = self._has_gradient or self._finds_gradient()
-            step.hyperparameters.fixed_lr = lr
             step.update(self._position)
         feed.advance(portion.num_examples)
         metric = self._metric() if with_metric and math.isfinite(loss) else math.nan

@@ -60,6 +60,7 @@ class TimedStep:
     def __init__(self, training: Training) -> None:
         self._training = training
         self._position = training.feed.position()
+        self._lrs = [group["lr"] for group in training.optimizer.param_groups]
         self._marks: Marks | None = None
         self._forward_marked = False
 
@@ -78,6 +79,7 @@ class TimedStep:
             Those of an update; every rank must call.
         """
         training = self._training
+        self.put_lrs_back()  # for a penalty in units of lr, which costs nothing at 0
         marks = self._marks = Marks(training.world.device)
         self._forward_marked = False
         training.one_step.gradient(portion, micro_batch_size=len(portion.indices))
@@ -86,6 +88,11 @@ class TimedStep:
         marks.mark()
         self._marks = None
         return marks
+
+    def put_lrs_back(self) -> None:
+        """Every group's lr, as found."""
+        for group, lr in zip(self._training.optimizer.param_groups, self._lrs, strict=True):
+            group["lr"] = lr
 
     def has_gradient(self) -> bool:
         """Whether the last update had any gradient that is not 0, nan included."""
@@ -114,7 +121,6 @@ def timed_step(training: Training) -> Iterator[TimedStep]:
     """
     step, timed = training.one_step, TimedStep(training)
     loss, fixed_lr = step.loss, step.hyperparameters.fixed_lr
-    lrs = [group["lr"] for group in step.optimizer.param_groups]
 
     def loss_and_time(outputs: Any, targets: Any) -> Tensor:
         losses = loss(outputs, targets)
@@ -129,5 +135,4 @@ def timed_step(training: Training) -> Iterator[TimedStep]:
         yield timed
     finally:
         step.loss, step.hyperparameters.fixed_lr = loss, fixed_lr
-        for group, lr in zip(step.optimizer.param_groups, lrs, strict=True):
-            group["lr"] = lr
+        timed.put_lrs_back()

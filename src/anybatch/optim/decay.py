@@ -17,20 +17,22 @@ from __future__ import annotations
 
 import bisect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from anybatch.course import Course
+from anybatch.course import Course, recipe_clock
 from anybatch.cyclic_schedules import present_cycle
 from anybatch.errors import InputError
+from anybatch.recipe import AdamWSettings, OptimizerSettings, Recipe, SGDWSettings
 from anybatch.recipe_optimizers import DecayConvention
 from anybatch.schedule_parts import clamp, resolved
-from anybatch.schedules import SGDR, Position, Schedule, Warmup, grid_of
+from anybatch.schedules import SGDR, Position, Schedule, Warmup, grid_of, resolve_schedule
 
 __all__ = [
     "PeriodUpdates",
     "count_updates",
     "decay_norm_of",
+    "decoupled_in_own_run",
     "long_run_sgd_decay",
     "normalized_decay",
     "read_decay",
@@ -210,6 +212,36 @@ def write_decay(group: dict[str, Any], stated: float, num_updates: float | None)
 
 
 # --- the updates that a normalized decay counts ----------------------------------------------
+
+
+def decoupled_in_own_run(recipe: Recipe, num_examples: int | None) -> OptimizerSettings:
+    """The optimizer with a normalized decay as what it is at the beginning of the recipe's own run.
+
+    For a measurement or a pilot, whose updates are not those of the run.
+
+    Args:
+        recipe: with its own duration; another decay stays as it is.
+        num_examples: of the training split; None for a stream of unknown length.
+
+    Raises:
+        InputError: a duration or a batch size that does not fit the data.
+
+    Example:
+        >>> from anybatch.durations import updates
+        >>> settings = AdamWSettings(lr=1e-3, weight_decay=0.05, decay="normalized")
+        >>> own = Recipe(optimizer=settings, duration=updates(40_000))
+        >>> decoupled_in_own_run(own, None).weight_decay
+        0.00025
+    """
+    settings = recipe.optimizer
+    if not (isinstance(settings, (SGDWSettings, AdamWSettings)) and settings.decay == "normalized"):
+        return settings
+    clock = recipe_clock(recipe, num_examples)
+    lr = resolve_schedule(recipe.schedules.lr, clock)
+    period = PeriodUpdates.of(lr, Course.of(recipe, clock))
+    updates = period.at(Position(0, 0, clock.total_examples or 1))
+    decay = normalized_decay(settings.weight_decay, updates)
+    return replace(settings, decay="decoupled", weight_decay=decay)
 
 
 def count_updates(course: Course) -> int:

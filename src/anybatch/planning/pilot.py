@@ -15,6 +15,7 @@ from anybatch.data.source import Source
 from anybatch.errors import InputError
 from anybatch.measurement import Measurement
 from anybatch.measuring.subjects import recipe_settings
+from anybatch.optim.decay import decoupled_in_own_run
 from anybatch.plan import PlanRequest
 from anybatch.planning.curve import foretold_width
 from anybatch.planning.recipe import AVERAGING, divided, with_lr
@@ -62,8 +63,11 @@ def pilot_recipe(
     log_every: int = LOSSES_KEPT_EVERY,
     largest_micro_batch: int | None = None,
     ranks: int = 1,
+    num_examples: int | None = None,
 ) -> Recipe:
     """The recipe at another batch size and a constant lr, without end, target or evaluations.
+
+    A normalized weight decay is what it is at the beginning of the recipe's own run.
 
     Args:
         recipe: every other choice.
@@ -72,13 +76,14 @@ def pilot_recipe(
         log_every: updates between two step records.
         largest_micro_batch: examples that one pass of a rank may hold; None: no limit was met.
         ranks: that train together.
+        num_examples: of the training split, for a normalized weight decay.
     """
     stopping = dataclasses.replace(
         recipe.stopping, target=None, patience=None, evaluate_every=updates(_LONGEST)
     )
     return dataclasses.replace(
         divided(recipe, batch_size, largest_micro_batch, ranks=ranks),
-        optimizer=with_lr(recipe.optimizer, lr),
+        optimizer=with_lr(decoupled_in_own_run(recipe, num_examples), lr),
         duration=updates(_LONGEST),
         schedules=Schedules(),
         averaging=recipe.averaging or AVERAGING,

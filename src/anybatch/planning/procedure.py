@@ -191,6 +191,7 @@ class _Procedure:
             log_every=log_every,
             largest_micro_batch=self._time_model.best.largest_micro_batch,
             ranks=self._world.size,
+            num_examples=self._request.num_examples,
         )
 
     def _log_every(self, batch_size: int) -> int:

@@ -17,6 +17,7 @@ from anybatch.recipe import (
     PolynomialAverage,
     Recipe,
     ReduceOnPlateauSettings,
+    RMSpropWarmupSettings,
     SGDSettings,
     SGDWSettings,
     Stopping,
@@ -105,12 +106,15 @@ def written_lr(lr: float) -> float:
 
 
 def with_lr(settings: OptimizerSettings, lr: float) -> OptimizerSettings:
-    """The optimizer at another lr; Muon's lr for all other parameters keeps its ratio to it.
+    """The optimizer at another lr; Muon's for all other parameters, RMSprop's keep their ratio.
 
     Args:
         settings: of the optimizer.
         lr: of its first group.
     """
+    if isinstance(settings, RMSpropWarmupSettings):
+        other = float(f"{settings.rms_lr * lr / settings.lr:.4g}")
+        return dataclasses.replace(settings, lr=lr, rms_lr=other)
     if isinstance(settings, MuonSettings) and settings.lr > 0.0:
         other = float(f"{settings.adamw_lr * lr / settings.lr:.4g}")
         return dataclasses.replace(settings, lr=lr, adamw_lr=other)
