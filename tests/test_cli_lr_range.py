@@ -163,6 +163,19 @@ def test_the_suggested_recipe_is_the_measured_one_with_another_lr(
     assert all(name == "optimizer.lr" or name.startswith("schedules.lr") for name in changed)
 
 
+@pytest.mark.parametrize("batch_size", ["64", "full"])
+def test_the_suggested_lr_is_trained_with_also_under_a_scaling_rule(
+    batch_size: str, call: Any
+) -> None:
+    rule = "scaling={base_batch_size=16,lr='linear'}"
+    code, _, err = call(*DIGITS, "--set", rule, "--set", f"batch_size={batch_size}", "--out", "out")
+    assert code == 0, err
+    recipe = load_recipe("out/suggested_recipe.json")
+    assert recipe.scaling is None
+    expected = value(Run("out").measurements()["lr-range"], "max_lr")
+    assert recipe.optimizer.lr == pytest.approx(expected, rel=5e-3)
+
+
 def test_a_constant_lr_becomes_one_cycle_from_base_lr_to_max_lr(call: Any) -> None:
     code, _, err = call(*DIGITS, "--set", "schedules.lr.name=constant", "--out", "out")
     assert code == 0, err

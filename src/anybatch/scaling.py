@@ -37,7 +37,8 @@ from anybatch.recipe import (
 )
 from anybatch.schedules import Constant
 
-__all__ = ["reduction_sentences", "scaled_recipe", "scaling_sentences", "with_reduction"]
+__all__ = ["reduction_sentences", "scaled_recipe", "scaling_sentences", "with_lr",
+           "with_reduction"]  # fmt: skip
 
 Reduction: TypeAlias = Literal["mean", "sum"]
 
@@ -169,6 +170,26 @@ def _with_constant_noise(
     except InputError as error:
         raise error.renamed("optimizer.momentum") from None
     return replace(optimizer, momentum=momentum)
+
+
+def with_lr(settings: OptimizerSettings, lr: float) -> OptimizerSettings:
+    """The optimizer at another lr; its other ones (Muon's for AdamW, RMSprop's) keep their ratio.
+
+    Args:
+        settings: of the optimizer.
+        lr: of its first group.
+
+    Example:
+        >>> with_lr(MuonSettings(lr=0.02, adamw_lr=0.001), 0.04).adamw_lr
+        0.002
+    """
+    others = {
+        name: float(f"{getattr(settings, name) * lr / settings.lr:.4g}")
+        for name in _LRS[1:]
+        if hasattr(settings, name) and settings.lr > 0.0
+    }
+    changed: OptimizerSettings = replace(settings, lr=lr, **others)  # type: ignore[arg-type]
+    return changed
 
 
 # --- mean and sum -------------------------------------------------------------------------------

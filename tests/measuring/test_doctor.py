@@ -18,7 +18,7 @@ from anybatch.measuring import doctor_checks as checks
 from anybatch.measuring import doctor_timing
 from anybatch.measuring.doctor import DoctorSettings, estimates_of, examine
 from anybatch.objectives import Metric
-from anybatch.recipe import Recipe, SGDSettings
+from anybatch.recipe import Augmentation, Recipe, SGDSettings
 from anybatch.run import Run
 from anybatch.schedules import updates
 from anybatch.task import Task
@@ -329,3 +329,8 @@ def test_the_command_prints_a_row_for_each_check_and_ends_with_0_or_1(
     assert said[0].startswith("! one-batch: the loss of 2.41 does not fall at any lr; look for")
     axes = Run(tmp_path / "ill").measurements()["doctor"].plot()
     assert "one-batch" in {text.get_text() for text in axes.texts}
+
+
+def test_an_epoch_of_fixed_copies_holds_each() -> None:
+    recipe = replace(RECIPE, batch_size="full", augmentation=Augmentation(copies=2))
+    assert "batch-size" not in found_in(task_of(), recipe)

@@ -6,21 +6,27 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from anybatch import (
+    SGDR,
+    AdamWSettings,
     Augmentation,
+    BlockSettings,
     ComputeSettings,
     Cosine,
+    GradientPenalty,
     Linear,
     LRRangeSettings,
     Measurement,
     Recipe,
     Schedules,
     SGDSettings,
+    SGDWSettings,
     Target,
     Task,
     Training,
@@ -28,6 +34,9 @@ from anybatch import (
     updates,
 )
 from anybatch.measuring.loops import TrainingLoop, new_training
+from anybatch.optim.decay import decoupled_in_own_run
+from anybatch.planning.pilot import pilot_recipe
+from anybatch.training.portion import Reading
 
 NOTHING = 1e-30  # an lr that leaves every weight as it is
 SETTINGS = LRRangeSettings(start_lr=1e-3, end_lr=1.0, num_updates=16, probe_updates=0)
@@ -225,3 +234,38 @@ def test_a_batch_whose_loss_is_not_finite_is_passed_over_and_moves_nothing() -> 
         assert math.isnan(loop.update(0.5).loss)
         assert all(map(torch.equal, before, model.parameters()))
         loop.close()
+
+
+# --- settings that go with the lr or with the length ---------------------------------------------
+
+
+def test_a_penalty_in_units_of_lr_follows_the_lr_that_is_tried() -> None:
+    penalty = GradientPenalty(coefficient=1.0, unit="lr", method="exact")
+    recipe = replace(RECIPE, blocks=BlockSettings(size=4, penalty=penalty))
+    with new_training(make_task(), recipe, seed=0, world=None) as tried:
+        TrainingLoop(tried).update(0.4)
+        found = [parameter.detach().clone() for parameter in tried.model.parameters()]
+    with Training(make_task(), replace(recipe, optimizer=SGDSettings(lr=0.4))) as training:
+        training.step()
+        torch.testing.assert_close(found, [*training.model.parameters()], rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("kind", [SGDWSettings, AdamWSettings])
+def test_a_normalized_decay_is_that_of_the_recipes_own_run(kind: Any) -> None:
+    settings = kind(lr=0.1, weight_decay=0.05, decay="normalized")
+    recipe = replace(RECIPE, optimizer=settings, duration=updates(100))
+    with new_training(make_task(), recipe, seed=0, world=None) as training:
+        assert training.one_step.hyperparameters.current()["weight_decay"] == pytest.approx(0.005)
+        assert training.recipe.optimizer.decay == "decoupled"
+    pilot = pilot_recipe(recipe, 16, 0.2, num_examples=360)
+    assert pilot.optimizer.weight_decay == pytest.approx(0.005)
+    restarted = replace(recipe, schedules=Schedules(lr=SGDR(first_cycle=updates(25))))
+    assert decoupled_in_own_run(restarted, 360).weight_decay == pytest.approx(0.01)
+
+
+def test_a_full_batch_is_read_part_by_part_in_a_measurement_too() -> None:
+    recipe = replace(RECIPE, batch_size="full")
+    with new_training(make_task(), recipe, seed=0, world=None) as training:
+        portion = training.feed.standing_still().next()
+        assert isinstance(portion.examples, Reading)
+        assert portion.num_examples == training.feed.source.num_examples

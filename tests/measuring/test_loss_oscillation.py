@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from anybatch.cli import main
 from anybatch.errors import InputError
@@ -26,7 +26,7 @@ from anybatch.measuring.loss_oscillation_reading import (
     read_oscillation,
     relative_differences,
 )
-from anybatch.recipe import Recipe, SGDSettings
+from anybatch.recipe import LossSettings, Recipe, SGDSettings
 from anybatch.run import Run
 from anybatch.schedules import updates
 from anybatch.task import Task
@@ -230,6 +230,23 @@ def test_estimates_come_again_from_the_samples_alone() -> None:
 
 
 # --- what is asked for -------------------------------------------------------------------------
+
+
+def test_a_coupled_loss_is_divided_where_the_recipe_says_how() -> None:
+    def coupled(outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs - outputs.mean(0), targets)
+
+    task = classification(loss=coupled, loss_scope="batch")
+    settings = settings_of(batch_sizes=(8, 32), num_updates=2)
+    divided = replace(RECIPE, micro_batch_size=4)
+    with pytest.raises(InputError, match="its loss couples"):
+        measure_loss_oscillation(task, divided, settings=settings)
+    cached = replace(divided, loss=LossSettings(coupled="cached-outputs"))
+    found = [
+        measure_loss_oscillation(task, recipe, settings=settings).samples["loss"]
+        for recipe in (cached, RECIPE)
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
 def test_sizes_by_default_are_powers_of_four_that_fit() -> None:

@@ -19,9 +19,12 @@ from anybatch.measurement import Measurement
 from anybatch.measuring.noise_scale import NoiseScaleSettings, measure_noise_scale
 from anybatch.recipe import (
     AdamSettings,
+    Augmentation,
+    BlockSettings,
     ClipGlobalNorm,
     ComputeSettings,
     LossSettings,
+    Mixup,
     Recipe,
     SGDSettings,
 )
@@ -207,6 +210,12 @@ def test_a_loss_that_couples_a_batch_is_measured_in_batches() -> None:
     assert set(found.samples["parts"]) == {4.0}
 
 
+def test_blocks_whose_gradients_are_no_parts_are_refused() -> None:
+    recipe = dataclasses.replace(RECIPE, blocks=BlockSettings(size=16, clip_norm=1.0))
+    with pytest.raises(InputError, match="blocks must be left out for a noise scale"):
+        measure_noise_scale(make_task(), recipe, settings=SOON)
+
+
 def test_a_part_is_never_larger_than_what_training_takes_at_once() -> None:
     recipe = dataclasses.replace(RECIPE, micro_batch_size=4)
     found = measure_noise_scale(make_task(), recipe, settings=SOON)
@@ -223,6 +232,12 @@ def test_only_examples_whose_gradient_stays_are_counted_as_a_set(
 ) -> None:
     found = measure_noise_scale(make_task(lambda: Net(dropout=dropout)), RECIPE, settings=SOON)
     assert found.settings["set_examples"] == size
+
+
+def test_mixed_examples_are_fresh_ones() -> None:
+    recipe = dataclasses.replace(RECIPE, augmentation=Augmentation(mixing=Mixup()))
+    found = measure_noise_scale(make_task(), recipe, settings=SOON)
+    assert found.settings["set_examples"] is None
 
 
 def test_a_stream_is_measured_as_fresh_examples() -> None:

@@ -24,7 +24,7 @@ from anybatch.measuring import (
 from anybatch.measuring.step_time import seconds_per_update
 from anybatch.measuring.throughput import ThroughputSettings, measure_throughput
 from anybatch.measuring.throughput_reading import COLUMNS, read_throughput
-from anybatch.recipe import LossSettings, Recipe, SGDSettings
+from anybatch.recipe import BlockSettings, GradientPenalty, LossSettings, Recipe, SGDSettings
 from anybatch.schedules import updates
 from anybatch.task import Task
 from anybatch.training.training import Training
@@ -251,6 +251,19 @@ def test_weights_stay_and_loss_and_lr_are_put_back(clock: Clock) -> None:
         assert measured.settings["after_updates"] == training.updates
         training.step()
         assert not all(map(torch.equal, before, training.model.parameters()))
+
+
+def test_a_penalty_in_units_of_lr_is_timed_though_the_weights_stay(clock: Clock) -> None:
+    blocks = BlockSettings(size=16, penalty=GradientPenalty(unit="lr"))
+    with Training(make_task(clock), replace(RECIPE, blocks=blocks)) as training:
+        before = [p.detach().clone() for p in training.model.parameters()]
+        with timed_step.timed_step(training) as timed:
+            for _ in range(3):
+                training.model.passes.clear()
+                timed.take(training.feed.next())
+                assert training.model.passes == [16] * 4  # two blocks, each displaced once
+        assert all(map(torch.equal, before, training.model.parameters()))
+        assert training.optimizer.param_groups[0]["lr"] == 0.1
 
 
 def test_loss_and_lr_are_put_back_after_an_exception(clock: Clock) -> None:

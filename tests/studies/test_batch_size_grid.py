@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from anybatch.course import Course, recipe_clock
 from anybatch.errors import InputError
-from anybatch.recipe import AdamSettings, LossSettings, MuonSettings, Recipe, Schedules, SGDSettings
+from anybatch.recipe import (
+    AdamSettings,
+    LossSettings,
+    MuonSettings,
+    Recipe,
+    RMSpropWarmupSettings,
+    Schedules,
+    SGDSettings,
+    SGDWSettings,
+)
+from anybatch.scaling import with_lr
 from anybatch.schedules import Cosine, Duration, epochs, examples, updates
 from anybatch.studies.batch_size_grid import (
     BatchSizeSettings,
@@ -20,7 +30,6 @@ from anybatch.studies.batch_size_grid import (
     lr_centre,
     round_lengths,
     trial_recipe,
-    with_lr,
 )
 
 SGD = Recipe(optimizer=SGDSettings(lr=0.1), batch_size=32)
@@ -65,6 +74,21 @@ def test_the_centre_of_the_grid_follows_the_rule_of_the_optimizer() -> None:
 def test_muons_second_lr_moves_with_the_first() -> None:
     made = with_lr(MuonSettings(lr=0.02, adamw_lr=0.001), 0.04)
     assert (made.lr, made.adamw_lr) == (0.04, 0.002)
+
+
+def test_rmsprops_lr_moves_with_that_of_sgd() -> None:
+    made = with_lr(RMSpropWarmupSettings(lr=0.1, rms_lr=3e-4), 0.2)
+    assert (made.lr, made.rms_lr) == (0.2, 6e-4)
+
+
+def test_the_centre_of_sgdw_is_that_of_sgd() -> None:
+    for reduction in ("mean", "sum"):
+        loss = LossSettings(reduction=reduction)
+        sgd, sgdw = (
+            Recipe(optimizer=kind(lr=0.1), batch_size=32, loss=loss)
+            for kind in (SGDSettings, SGDWSettings)
+        )
+        assert lr_centre(sgdw, 128, 10_000) == lr_centre(sgd, 128, 10_000)
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,32 @@ def test_the_pairs_of_a_pass_are_right_on_average(micro: int | None, reduction: 
         assert error < 0.2 * exact
 
 
+def test_an_observed_full_batch_is_divided_as_every_other() -> None:
+    sizes = []
+
+    class Seen(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            if self.training:
+                sizes.append(len(inputs))
+            return super().forward(inputs)
+
+    control = AdaptiveBatchSize(every=epochs(4), smallest=100)
+    recipe = recipe_of(control=control, duration=epochs(8), batch_size="full")
+    recipe = replace(recipe, compute=replace(recipe.compute, evaluation_batch_size=100))
+    task = task_of(regression(1000), build_model=lambda: Seen(WIDTH, 1))
+    _, records = trained(recipe, task)
+    assert looks(records)
+    assert max(sizes) == 100
+
+
+def test_every_copy_of_an_example_is_one_of_the_set() -> None:
+    control = AdaptiveBatchSize(every=examples(800), smallest=16)
+    recipe = recipe_of(control=control, batch_size=256, augmentation=Augmentation(copies=2))
+    training, records = trained(recipe, task_of(regression(200)))
+    assert training.clock.examples_per_epoch == 400
+    assert looks(records)
+
+
 def test_the_batch_size_comes_to_the_noise_scale_and_stays_there() -> None:
     task = task_of(regression(noise=20.0))
     recipe = recipe_of(lr=0.0, duration=epochs(30))

@@ -13,7 +13,7 @@ from anybatch.measurement import Estimate, Measurement
 from anybatch.recipe import Recipe
 from anybatch.recipe_mapping import recipe_to_mapping
 from anybatch.run import Run, write_json
-from anybatch.scaling import scaled_recipe
+from anybatch.scaling import scaled_recipe, with_lr
 from anybatch.schedules import Constant, OneCycle
 
 if TYPE_CHECKING:
@@ -87,10 +87,10 @@ def suggested_recipe(recipe: Recipe, measured: Measurement) -> Recipe | None:
     top, base = measured.estimates["max_lr"].value, measured.estimates["base_lr"].value
     if top is None:
         return None
-    from anybatch.planning.recipe import with_lr
-
-    size = measured.examples // len(measured.samples["lr"])  # of every update, where it is "full"
-    recipe = scaled_recipe(recipe, size if recipe.batch_size == "full" else None)
+    is_full = recipe.batch_size == "full"  # then every update holds the whole set
+    recipe = scaled_recipe(
+        recipe, measured.examples // len(measured.samples["lr"]) if is_full else None
+    )
     schedules = recipe.schedules
     if schedules.lr == Constant():
         start = min(1.0, base / top) if base else OneCycle().start

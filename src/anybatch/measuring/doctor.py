@@ -203,7 +203,8 @@ class _Visit:
 
     def _batch_size(self, source: Source) -> Check:
         size = self._training.feed.standing_still().next().num_examples
-        return checks.batch_size(size, source.num_examples)
+        copies = max(1, self._training.recipe.augmentation.copies)
+        return checks.batch_size(size, source.num_examples and copies * source.num_examples)
 
     def _outputs(self, watched: Watched) -> int:
         """Classes of the model: the logits' second dimension, of tokens the last; 0 without."""

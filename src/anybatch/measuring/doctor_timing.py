@@ -78,7 +78,10 @@ def loader_check(training: Training, update_seconds: float, *, seconds: float) -
     started, examples = time.perf_counter(), 0
     try:
         while examples < 20 * size or time.perf_counter() - started < 0.2:
-            feed.advance(feed.next().num_examples)
+            portion = feed.next()
+            for _ in portion.parts(training.recipe.compute.evaluation_batch_size):
+                pass  # a divided update is read part by part
+            feed.advance(portion.num_examples)
             examples += size
             if time.perf_counter() - started > seconds:
                 break

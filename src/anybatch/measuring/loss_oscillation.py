@@ -20,10 +20,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from anybatch.errors import InputError
 from anybatch.measurement import Measurement
-from anybatch.measuring.examples import couples_examples
 from anybatch.measuring.loss_oscillation_reading import findings_of, read_oscillation
 from anybatch.measuring.subjects import opened_training, recipe_settings
 from anybatch.progress import Activity
@@ -32,6 +32,7 @@ from anybatch.recipe_checks import require, require_positive
 from anybatch.task import Task
 from anybatch.training.checks import check_division
 from anybatch.training.feed import Feed
+from anybatch.training.normalization import GhostBatchNorm
 from anybatch.training.portion import Portion
 from anybatch.training.snapshot import preserved_random_state
 from anybatch.training.training import Training
@@ -155,12 +156,17 @@ def _default_sizes(training: Training) -> tuple[int, ...]:
 def _check_sizes(training: Training, sizes: tuple[int, ...]) -> None:
     """Refuse what cannot be trained before anything is."""
     available = training.task.source("train").num_examples
+    training.one_step.train_mode()
+    has_batch_norm = any(
+        isinstance(module, (GhostBatchNorm, _BatchNorm)) and module.training
+        for module in training.model.modules()
+    )
     for size in sizes:
         if available is not None and size > available:
             rule = f"must be <= the {available} training examples"
             raise InputError("batch_sizes", rule, size)
         changed = dataclasses.replace(training.recipe, batch_size=size)
-        check_division(training.task, changed, training.world, couples_examples(training))
+        check_division(training.task, changed, training.world, has_batch_norm)
 
 
 class _Course:

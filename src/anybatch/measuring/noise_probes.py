@@ -109,9 +109,11 @@ def probe_layout(training: Training, settings: NoiseScaleSettings) -> Layout:
     """How the probes of a training are divided.
 
     Raises:
-        InputError: the set is smaller than the probe asked for, or than two parts.
+        InputError: the set is smaller than the probe asked for, or than two parts; blocks, whose
+            gradients are no parts; ranks that update on their own.
     """
     recipe, size = training.recipe, training.task.source("train").num_examples
+    _check_plain(training)
     batch_size = _present_batch_size(training)
     unit, name = _unit(training, batch_size)
     most = recipe.micro_batch_size or -(-batch_size // training.world.size)
@@ -127,6 +129,16 @@ def probe_layout(training: Training, settings: NoiseScaleSettings) -> Layout:
         rule = f"must hold two parts of {part} examples for a probe"
         raise InputError("the training data", rule, size or examples, hint=_smaller(training, unit))
     return layout
+
+
+def _check_plain(training: Training) -> None:
+    """Refuse gradients that are not the sum of their parts' over all ranks."""
+    if training.recipe.blocks is not None:
+        rule = "must be left out for a noise scale, which is that of plain gradients"
+        raise InputError("blocks", rule, f"blocks of {training.recipe.blocks.size}")
+    if training.one_step.is_local:
+        rule = "must be left out for a noise scale, which needs the gradients of all ranks"
+        raise InputError("communication", rule)
 
 
 def num_parts(training: Training, layout: Layout, num_examples: int) -> int:
@@ -212,7 +224,8 @@ class Probes:
 
     def _shared_out(self) -> float:
         source, recipe = self._training.task.source("train"), self._training.recipe
-        fresh = not source.random_access or augments(recipe.augmentation) or self.layout.unit > 1
+        changes = augments(recipe.augmentation) or recipe.augmentation.mixing is not None
+        fresh = not source.random_access or changes or self.layout.unit > 1
         return math.inf if fresh else float(source.num_examples or math.inf)
 
     @property

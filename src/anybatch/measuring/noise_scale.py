@@ -65,7 +65,8 @@ def measure_noise_scale(
         "ghost-unit".
 
     Raises:
-        InputError: task and recipe do not fit together; the training data hold less than two parts.
+        InputError: task and recipe do not fit together; the training data hold less than two parts;
+            the recipe has blocks, or ranks that update on their own.
 
     Cost:
         12 to `settings.max_probes` probes of about 4 batches, forward and backward; one copy of

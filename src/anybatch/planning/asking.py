@@ -29,7 +29,8 @@ def check_plannable(task: Task, recipe: Recipe, budget: float) -> None:
         budget: share of its seconds.
 
     Raises:
-        InputError: a stream, a batch-coupled loss, a batch larger than the set, an lr of 0.
+        InputError: a stream, a batch-coupled loss, blocks, local updates, control of the batch
+            size, BatchNorm of the last update, a batch larger than the set, an lr of 0.
     """
     for thing, kind, value in (("task", Task, task), ("recipe", Recipe, recipe)):
         if not isinstance(value, kind):
@@ -43,9 +44,23 @@ def check_plannable(task: Task, recipe: Recipe, budget: float) -> None:
     if task.loss_scope == "batch":
         hint = "at another batch size a loss that couples the batch is another loss"
         raise InputError("loss_scope", "must be example for a plan", "batch", hint=hint)
+    _check_rules(recipe)
     if not recipe.optimizer.lr > 0.0:
         raise InputError("optimizer.lr", "must be > 0 for a plan", recipe.optimizer.lr)
     recipe_clock(recipe, task.source("train").num_examples)  # a batch larger than the set
+
+
+def _check_rules(recipe: Recipe) -> None:
+    """Refuse rules of a recipe that a plan cannot keep."""
+    for name in ("blocks", "communication"):
+        if getattr(recipe, name) is not None:
+            rule = "must be left out for a plan, which measures the noise of plain gradients"
+            raise InputError(name, rule)
+    if recipe.batch_control is not None:
+        raise InputError("batch_control", "must be left out for a plan, which chooses the size")
+    if recipe.batch_norm.evaluated_with == "last-update":
+        rule = 'must be "running" or "whole-set" for a plan, whose pilot averages its weights'
+        raise InputError("batch_norm.evaluated_with", rule, "last-update")
 
 
 def plan_request(
@@ -78,7 +93,8 @@ def plan_request(
         raise InputError("target", f"must be {watch.quantity}{best}VALUE for a plan", str(wanted))
     exact = Target(watch.quantity, watch.relation, watch.value)
     stopping = dataclasses.replace(recipe.stopping, target=exact)
-    present = scaled_recipe(recipe, num_examples)  # a plan chooses batch size and lr by itself
+    whole = recipe_clock(recipe, num_examples).examples_per_epoch  # with fixed copies
+    present = scaled_recipe(recipe, whole)  # a plan chooses batch size and lr by itself
     return PlanRequest(
         task=task.reference | {"name": task.name},
         num_examples=num_examples,
@@ -87,7 +103,7 @@ def plan_request(
         kind=task.kind,
         metric_name=judge.name,
         metric_direction=judge.direction,
-        recipe=dataclasses.replace(present, stopping=stopping, batch_control=None),
+        recipe=dataclasses.replace(present, stopping=stopping),
         ranks=world.size,
         device=world.device.type,
         budget=budget,

@@ -47,7 +47,7 @@ _DOMAINS = {
     "regression": "regression",
     "language-modelling": "language",
 }
-_ADAM_LIKE = ("adam", "adamw", "muon")
+_ADAM_LIKE = ("adam", "adamw", "lamb", "muon")
 
 
 @final
@@ -153,7 +153,7 @@ class Composer:
         self, critical: float, lr: float, batch_size: int, new_batch_size: int
     ) -> float:
         recipe = self.request.recipe
-        if recipe.loss.reduction == "sum" and recipe.optimizer.name == "sgd":
+        if recipe.loss.reduction == "sum" and recipe.optimizer.name in ("sgd", "sgdw"):
             lr *= batch_size / new_batch_size  # lr_sum = lr_mean / B
         return carried_lr(
             "noise-scale",

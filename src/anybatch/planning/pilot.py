@@ -18,11 +18,12 @@ from anybatch.measuring.subjects import recipe_settings
 from anybatch.optim.decay import decoupled_in_own_run
 from anybatch.plan import PlanRequest
 from anybatch.planning.curve import foretold_width
-from anybatch.planning.recipe import AVERAGING, divided, with_lr
+from anybatch.planning.recipe import AVERAGING, divided
 from anybatch.progress import Activity
 from anybatch.recipe import Recipe, Schedules, Target
 from anybatch.records import EvalRecord, Record, StepRecord
 from anybatch.run import Run
+from anybatch.scaling import with_lr
 from anybatch.schedules import updates
 from anybatch.task import Task
 from anybatch.training.evaluation import evaluate

@@ -12,20 +12,18 @@ from anybatch.plan import PlanRequest
 from anybatch.planning.arithmetic.lr_rules import carried_weight_decay
 from anybatch.planning.arithmetic.schedule_choice import ScheduleChoice, choose_schedule
 from anybatch.recipe import (
-    MuonSettings,
     OptimizerSettings,
     PolynomialAverage,
     Recipe,
     ReduceOnPlateauSettings,
-    RMSpropWarmupSettings,
     SGDSettings,
     SGDWSettings,
     Stopping,
 )
+from anybatch.scaling import with_lr
 from anybatch.schedules import Duration, examples
 
-__all__ = ["AVERAGING", "LOOKS", "divided", "planned_recipe", "schedule_of", "with_lr",
-           "written_lr"]  # fmt: skip
+__all__ = ["AVERAGING", "LOOKS", "divided", "planned_recipe", "schedule_of", "written_lr"]
 
 AVERAGING = PolynomialAverage(every=4)
 """Of the pilot and of the run: a decay of the lr for runs that do not know their length."""
@@ -103,22 +101,6 @@ def divided(
 def written_lr(lr: float) -> float:
     """A planned lr as recipes hold it: four digits."""
     return float(f"{lr:.4g}")
-
-
-def with_lr(settings: OptimizerSettings, lr: float) -> OptimizerSettings:
-    """The optimizer at another lr; Muon's for all other parameters, RMSprop's keep their ratio.
-
-    Args:
-        settings: of the optimizer.
-        lr: of its first group.
-    """
-    if isinstance(settings, RMSpropWarmupSettings):
-        other = float(f"{settings.rms_lr * lr / settings.lr:.4g}")
-        return dataclasses.replace(settings, lr=lr, rms_lr=other)
-    if isinstance(settings, MuonSettings) and settings.lr > 0.0:
-        other = float(f"{settings.adamw_lr * lr / settings.lr:.4g}")
-        return dataclasses.replace(settings, lr=lr, adamw_lr=other)
-    return dataclasses.replace(settings, lr=lr)
 
 
 def schedule_of(

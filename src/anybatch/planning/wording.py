@@ -101,7 +101,7 @@ def _lr_reasons(composer: Composer, batch_size: int) -> list[Reason]:
 
 
 def _per_example(recipe: Recipe) -> str:
-    is_per_example = recipe.loss.reduction == "sum" and recipe.optimizer.name == "sgd"
+    is_per_example = recipe.loss.reduction == "sum" and recipe.optimizer.name in ("sgd", "sgdw")
     return ", divided by B as the loss is summed" if is_per_example else ""
 
 

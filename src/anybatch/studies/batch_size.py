@@ -127,7 +127,8 @@ def create_batch_size_study(
     if recipe.batch_control is not None:
         raise InputError("batch_control", "must be left out in a study of batch sizes")
     num_examples = task.source("train").num_examples
-    recipe = scaled_recipe(recipe, num_examples)  # the study tunes the lr of every size
+    whole = num_examples and num_examples * max(1, recipe.augmentation.copies)
+    recipe = scaled_recipe(recipe, whole)  # the study tunes the lr of every size
     if settings.lr is None and recipe.optimizer.lr <= 0:
         raise InputError("optimizer.lr", "must be > 0 to be tuned", recipe.optimizer.lr)
     watch = TargetWatch(target, task.judge)

@@ -9,7 +9,8 @@ from typing import final
 
 from anybatch.course import recipe_clock
 from anybatch.errors import InputError
-from anybatch.recipe import MuonSettings, OptimizerSettings, Recipe, SGDSettings
+from anybatch.recipe import Recipe, SGDSettings, SGDWSettings
+from anybatch.scaling import with_lr
 from anybatch.schedules import Constant, Interval, examples
 
 __all__ = [
@@ -23,7 +24,6 @@ __all__ = [
     "lr_grid",
     "round_lengths",
     "trial_recipe",
-    "with_lr",
 ]
 
 LOOK_GROWTH = 0.05
@@ -124,9 +124,9 @@ def _own_batch_size(recipe: Recipe, num_examples: int | None) -> int:
 def lr_centre(recipe: Recipe, batch_size: int, num_examples: int | None) -> float:
     """The lr around which a batch size is tuned.
 
-    With B_0 and lr_0 of the recipe: lr_0 B / B_0 for SGD, lr_0 sqrt(B / B_0) for Adam, AdamW and
-    Muon, either at most 16 lr_0. Under `loss.reduction = "sum"` SGD's lr acts per example, so that
-    the same rule is lr_0 min(1, 16 B_0 / B).
+    With B_0 and lr_0 of the recipe: lr_0 B / B_0 for SGD and SGDW, lr_0 sqrt(B / B_0) for all
+    others, either at most 16 lr_0. Under `loss.reduction = "sum"` SGD's lr acts per example, so
+    that the same rule is lr_0 min(1, 16 B_0 / B).
 
     Example:
         >>> recipe = Recipe(optimizer=SGDSettings(lr=0.1), batch_size=32)
@@ -134,7 +134,7 @@ def lr_centre(recipe: Recipe, batch_size: int, num_examples: int | None) -> floa
         [0.025, 0.4, 1.6]
     """
     ratio = batch_size / _own_batch_size(recipe, num_examples)
-    is_sgd = isinstance(recipe.optimizer, SGDSettings)
+    is_sgd = isinstance(recipe.optimizer, (SGDSettings, SGDWSettings))
     factor = min(ratio if is_sgd else math.sqrt(ratio), _LARGEST_LR_FACTOR)
     if is_sgd and recipe.loss.reduction == "sum":
         factor /= ratio
@@ -153,13 +153,6 @@ def lr_grid(centre: float) -> tuple[float, ...]:
 
 def _rounded(lr: float) -> float:
     return float(f"{lr:.6g}")  # as in the names of folders
-
-
-def with_lr(settings: OptimizerSettings, lr: float) -> OptimizerSettings:
-    """The same optimizer with another lr; Muon's `adamw_lr` keeps its ratio to it."""
-    if isinstance(settings, MuonSettings) and settings.lr > 0:
-        return replace(settings, lr=lr, adamw_lr=settings.adamw_lr * lr / settings.lr)
-    return replace(settings, lr=lr)
 
 
 def cap_updates(recipe: Recipe, num_examples: int | None) -> int:

@@ -30,7 +30,7 @@ from anybatch.task import Task
 from anybatch.training.feed import Feed
 from anybatch.training.normalization import GhostBatchNorm
 from anybatch.training.portion import Portion
-from anybatch.training.sampling import rank_share
+from anybatch.training.sampling import pass_size, rank_share
 from anybatch.training.step import Step
 from anybatch.world import World
 
@@ -92,8 +92,9 @@ class BatchControl:
         self._parameters = [p for p in step.model.parameters() if p.requires_grad]
         self._hooks = GradientParts(self._parameters)
         source = task.source("train")
-        fresh = not source.random_access or augments(recipe.augmentation) or self._ghost > 1
-        self._set_size = math.inf if fresh else float(source.num_examples or math.inf)
+        changes = augments(recipe.augmentation) or recipe.augmentation.mixing is not None
+        fresh = not source.random_access or changes or self._ghost > 1
+        self._set_size = math.inf if fresh else float(clock.examples_per_epoch or math.inf)
         self._observed: list[_Observed] = []
         self._pairs: list[_Pair] = []
 
@@ -139,7 +140,7 @@ class BatchControl:
         )
         shares = [stop - start for start, stop in ends]
         largest = max(shares)
-        size = min(self._recipe.micro_batch_size or largest, largest)
+        size = min(pass_size(self._recipe, divisible=True) or largest, largest)
         if size == largest and sum(share > 0 for share in shares) < 2:
             ghosts = math.ceil(largest / ghost)
             size = math.ceil(ghosts / 2) * ghost

@@ -110,9 +110,10 @@ class Feed:
         progress = min(self.progress, 1.0)
         scheduled = max(1, round(self._course.batch_size * self._course.factor(progress)))
         size = scheduled if batch_size is None else batch_size
+        is_whole = batch_size is None and size == self._clock.examples_per_epoch
         recipe = replace(
             self._recipe,
-            batch_size=size,
+            batch_size="full" if is_whole and self._recipe.batch_size == "full" else size,
             duration=updates(_WITHOUT_END),
             schedules=replace(self._recipe.schedules, batch_size=Constant()),
             batch_control=None,

@@ -99,7 +99,7 @@ def choose_schedule(
     for name, value in (("planned_updates", planned_updates), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise InputError(name, "must be >= 1", value)
-    is_sgd = optimizer_kind == "sgd"
+    is_sgd = optimizer_kind in ("sgd", "sgdw")
     warm = _warmup_updates(is_sgd, planned_updates)
     length = _length(warm, planned_updates, batch_size)
     rise = f"after a warm-up of {warm:,} updates" if length else "without a warm-up"
