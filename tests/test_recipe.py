@@ -21,18 +21,37 @@ from anybatch.errors import InputError
 from anybatch.recipe import (
     AdamSettings,
     AdamWSettings,
+    AdaptiveBatchSize,
+    AdditiveNoise,
     Augmentation,
+    BatchNormSettings,
+    BlockSettings,
     ClipGlobalNorm,
     ComputeSettings,
     ExponentialAverage,
+    GradientPenalty,
+    LAMBSettings,
+    LARSSettings,
+    LocalUpdates,
     LossSettings,
+    Mixup,
     ModelSettings,
+    MultiplicativeNoise,
     MuonSettings,
+    NormalizeGradient,
+    Origin,
+    ParameterKinds,
     PolynomialAverage,
+    RandomErasing,
     Recipe,
     RecordSettings,
+    RMSpropWarmupSettings,
+    RunningMixup,
+    ScalingRule,
     Schedules,
     SGDSettings,
+    SGDWSettings,
+    SharpnessAware,
     Stopping,
     Target,
 )
@@ -61,6 +80,7 @@ LENGTHS = st.builds(Duration, st.floats(0.001, 1e6), st.just("epochs")) | st.bui
     Duration, COUNT.map(float), st.sampled_from(["updates", "examples"])
 )
 DURATIONS = LENGTHS | st.builds(fraction, st.floats(0.001, 1))
+KINDS = st.builds(ParameterKinds, biases=st.booleans(), norms=st.booleans())
 SHAPE = st.sampled_from(["cosine", "linear"])
 PLAIN_SCHEDULES = (
     st.builds(Constant, value=NOT_NEGATIVE)
@@ -84,7 +104,41 @@ OPTIMIZERS = (
         adjust_lr=st.sampled_from(["original", "match_rms_adamw"]),
         adamw_lr=NOT_NEGATIVE,
     )
+    | st.builds(
+        SGDWSettings,
+        lr=POSITIVE,
+        momentum=RATE,
+        weight_decay=NOT_NEGATIVE,
+        decay=st.sampled_from(["coupled", "decoupled", "normalized"]),
+    )
+    | st.builds(
+        LARSSettings,
+        lr=NOT_NEGATIVE,
+        buffer=st.sampled_from(["scaled", "unscaled"]),
+        max_ratio=st.none() | POSITIVE,
+        adapted=KINDS,
+    )
+    | st.builds(LAMBSettings, lr=NOT_NEGATIVE, beta2=RATE, max_weight_norm=st.none() | POSITIVE)
+    | st.builds(RMSpropWarmupSettings, lr=POSITIVE, center=DURATIONS, width=DURATIONS)
 )
+TRANSFORMS = (
+    st.builds(ClipGlobalNorm, max_norm=POSITIVE)
+    | st.builds(NormalizeGradient, norm=POSITIVE)
+    | st.builds(AdditiveNoise, std=POSITIVE)
+    | st.builds(MultiplicativeNoise, std=POSITIVE)
+)
+BLOCKS = st.builds(
+    BlockSettings,
+    size=COUNT,
+    penalty=st.none()
+    | st.builds(GradientPenalty, method=st.just("exact"), unit=st.sampled_from(["absolute", "lr"]))
+    | st.builds(SharpnessAware, radius=POSITIVE, weight=POSITIVE),
+    clip_norm=st.none() | POSITIVE,
+    accumulate=st.sampled_from(["fp32", "fp64"]),
+)
+SCALINGS = st.builds(
+    ScalingRule, base_batch_size=COUNT, lr=st.sampled_from(["linear", "square-root", "constant"])
+) | st.builds(ScalingRule, base_batch_size=COUNT, lr=st.just("noise-scale"), noise_scale=POSITIVE)
 TARGETS = st.builds(
     Target,
     st.sampled_from(["loss", "accuracy", "bits_per_token"]),
@@ -105,6 +159,9 @@ AUGMENTATIONS = st.builds(
     padding_mode=st.sampled_from(["reflect", "zero"]),
     flip=st.sampled_from(["none", "random", "alternating"]),
     random_resized_crop=st.booleans(),
+    erasing=st.none() | st.builds(RandomErasing, probability=st.floats(0, 1)),
+    mixing=st.none() | st.builds(Mixup, alpha=POSITIVE) | st.builds(RunningMixup, alpha=POSITIVE),
+    copies=st.integers(0, 50),
 )
 COMPUTE = st.builds(
     ComputeSettings,
@@ -123,7 +180,17 @@ RECIPES = st.builds(
     seed=st.integers(0, 2**63 - 1),
     model=st.none() | st.builds(ModelSettings, name=st.text(), width=POSITIVE),
     schedules=st.builds(Schedules, lr=SCHEDULES, momentum=SCHEDULES, batch_size=SCHEDULES),
-    gradient=st.lists(st.builds(ClipGlobalNorm, max_norm=POSITIVE), max_size=2).map(tuple),
+    gradient=st.lists(TRANSFORMS, max_size=2).map(tuple),
+    decayed=KINDS,
+    scaling=st.none() | SCALINGS,
+    blocks=st.none() | BLOCKS,
+    batch_control=st.none() | st.builds(AdaptiveBatchSize, smallest=st.none() | COUNT),
+    batch_norm=st.builds(
+        BatchNormSettings, evaluated_with=st.sampled_from(["running", "last-update", "whole-set"])
+    ),
+    communication=st.none() | st.builds(LocalUpdates, every=COUNT, begin_after=DURATIONS),
+    order=st.sampled_from(["shuffled", "shuffled-once", "fixed"]),
+    origin=st.none() | st.builds(Origin, paper=st.text(), article=st.integers(0, 5)),
     loss=st.builds(LossSettings, reduction=st.sampled_from(["mean", "sum"]), label_smoothing=RATE),
     augmentation=AUGMENTATIONS,
     averaging=st.none()
@@ -349,6 +416,57 @@ INVALID = [
         lambda: Recipe(optimizer=SGDSettings(lr=1), micro_batch_size=12, ghost_batch_size=8),
         "micro_batch_size must be a multiple of ghost_batch_size 8",
     ),
+    (
+        lambda: Recipe(
+            optimizer=SGDSettings(lr=1), blocks=BlockSettings(size=12), ghost_batch_size=8
+        ),
+        "blocks.size must be a multiple of ghost_batch_size 8",
+    ),
+    (
+        lambda: Recipe(
+            optimizer=SGDSettings(lr=1),
+            blocks=BlockSettings(size=8, penalty=GradientPenalty(method="central")),
+            compute=ComputeSettings(precision="bf16"),
+        ),
+        'blocks.penalty.method must be "exact" in bf16',
+    ),
+    (lambda: BlockSettings(size=0), "size must be >= 1 example"),
+    (lambda: BlockSettings(size=8, clip_norm=0.0), "clip_norm must be > 0"),
+    (lambda: GradientPenalty(coefficient=-1.0), "coefficient must be >= 0"),
+    (lambda: GradientPenalty(epsilon=0.0), "epsilon must be > 0"),
+    (lambda: GradientPenalty(method="backward"), "method must be one of: forward, central, exact"),
+    (lambda: SharpnessAware(radius=0.0), "radius must be > 0"),
+    (lambda: NormalizeGradient(norm=0.0), "norm must be > 0"),
+    (lambda: AdditiveNoise(std=0.0), "std must be > 0"),
+    (lambda: MultiplicativeNoise(std=-1.0), "std must be > 0"),
+    (lambda: SGDWSettings(lr=0.0, weight_decay=0.1), "lr must be > 0 under decoupled"),
+    (lambda: SGDWSettings(lr=1, decay="lr-decoupled"), "decay must be one of: coupled, decoupled"),
+    (lambda: SGDWSettings(lr=1, momentum=0.0, nesterov=True), "nesterov must come with momentum"),
+    (lambda: AdamWSettings(lr=0.0, decay="normalized"), "lr must be > 0 under normalized"),
+    (lambda: LARSSettings(lr=1, trust=0.0), "trust must be > 0"),
+    (lambda: LARSSettings(lr=1, max_ratio=0.0), "max_ratio must be > 0"),
+    (lambda: LARSSettings(lr=1, buffer="both"), "buffer must be one of: scaled, unscaled"),
+    (lambda: LAMBSettings(lr=1, beta2=1.0), r"beta2 must be in \[0, 1\)"),
+    (lambda: LAMBSettings(lr=1, max_weight_norm=0.0), "max_weight_norm must be > 0"),
+    (lambda: RMSpropWarmupSettings(lr=0.0), "lr must be > 0"),
+    (lambda: RMSpropWarmupSettings(lr=1, rms_decay=1.0), r"rms_decay must be in \[0, 1\)"),
+    (lambda: ScalingRule(base_batch_size=0), "base_batch_size must be >= 1"),
+    (lambda: ScalingRule(base_batch_size=8, lr="noise-scale"), "noise_scale must be given"),
+    (lambda: ScalingRule(base_batch_size=8, noise_scale=9.0), "noise_scale must be > 0, and only"),
+    (lambda: AdaptiveBatchSize(factor=1.0), "factor must be > 1"),
+    (lambda: AdaptiveBatchSize(per_noise_scale=0.0), "per_noise_scale must be > 0"),
+    (lambda: BatchNormSettings(recalibration_examples=64), "recalibration_examples must be >= 2"),
+    (
+        lambda: BatchNormSettings(frozen=True, evaluated_with="last-update"),
+        'evaluated_with must be "running" where BatchNorm is frozen',
+    ),
+    (lambda: LocalUpdates(every=0), "every must be >= 1 update"),
+    (lambda: Mixup(alpha=0.0), "alpha must be > 0"),
+    (lambda: RunningMixup(alpha=-1.0), "alpha must be > 0"),
+    (lambda: RandomErasing(probability=1.5), r"probability must be in \[0, 1\]"),
+    (lambda: RandomErasing(smallest_area=0.5), r"largest_area must be in \[0.5, 1\]"),
+    (lambda: Augmentation(copies=-1), "copies must be >= 0"),
+    (lambda: Origin(article=6), "article must be in 0 ... 5"),
 ]
 
 
