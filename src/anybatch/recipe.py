@@ -197,10 +197,10 @@ class Recipe:
                 require(name, size, "must be >= 1", size >= 1)
         require("seed", self.seed, "must be in [0, 2**63)", 0 <= self.seed < 2**63)
         penalty = None if self.blocks is None else self.blocks.penalty
-        by_difference = isinstance(penalty, GradientPenalty) and penalty.method != "exact"
-        if by_difference and self.compute.precision == "bf16":
+        if isinstance(penalty, GradientPenalty) and self.compute.precision == "bf16":
             rule = 'must be "exact" in bf16, which rounds most of a short displacement away'
-            raise InputError("blocks.penalty.method", rule, penalty.method)
+            if penalty.method != "exact":
+                raise InputError("blocks.penalty.method", rule, penalty.method)
         block = None if self.blocks is None else self.blocks.size
         for name, size in (("micro_batch_size", self.micro_batch_size), ("blocks.size", block)):
             if size and self.ghost_batch_size:
