@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from anybatch.errors import InputError
 from anybatch.reporting.comparison import mean_difference
 from anybatch.studies.reproductions.parts import Contrast, Effect, Verdict
 from anybatch.studies.reproductions.results import Results
@@ -19,10 +20,17 @@ def effects_of(results: Results) -> dict[str, Effect]:
 
 
 def _effect(results: Results, contrast: Contrast) -> Effect:
-    """The mean difference over seeds that both sides have, with Student's interval."""
-    one, other = (
-        results.arms[n].values(contrast.quantity) for n in (contrast.arm, contrast.control)
-    )
+    """The mean difference over seeds that both sides have, with Student's interval.
+
+    Raises:
+        InputError: trials have finished, and none knows the quantity: it is misnamed.
+    """
+    sides = [results.arms[name] for name in (contrast.arm, contrast.control)]
+    one, other = (side.values(contrast.quantity) for side in sides)
+    for side, found in zip(sides, (one, other), strict=True):
+        if not found and any(trial.outcome == "finished" for trial in side.trials):
+            rule = f"must be known of the finished trials of {side.name}"
+            raise InputError("quantity of a contrast", rule, contrast.quantity)
     seeds = sorted(one.keys() & other.keys())
     if not seeds:
         return Effect(contrast=contrast, value=math.nan, low=-math.inf, high=math.inf, number=0)

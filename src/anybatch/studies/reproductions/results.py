@@ -39,6 +39,14 @@ class TrialResult:
     values: Mapping[str, float] = field(default_factory=dict)
     series: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
+    def value(self, quantity: str) -> float | None:
+        """A value by name, or the K-th of a series by "NAME_at_K"; None where there is none."""
+        name, _, place = quantity.partition("_at_")
+        looks = self.series.get(name, ())
+        if place.isdigit() and 1 <= int(place) <= len(looks):
+            return looks[int(place) - 1]
+        return self.values.get(quantity)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tried:
@@ -88,7 +96,7 @@ class ArmResult:
 
     def values(self, quantity: str) -> dict[int, float]:
         """Seed -> value, of the trials that have it."""
-        found = {trial.seed: trial.values.get(quantity) for trial in self.trials}
+        found = {trial.seed: trial.value(quantity) for trial in self.trials}
         return {s: v for s, v in found.items() if v is not None and math.isfinite(v)}
 
     def mean(self, quantity: str) -> float | None:
