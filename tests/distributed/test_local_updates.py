@@ -16,8 +16,8 @@ from torch import Tensor
 
 from anybatch.errors import InputError
 from anybatch.recipe import AdaptiveBatchSize, BlockSettings, LocalUpdates
-from anybatch.schedules import epochs, examples, fraction, updates
-from anybatch.training.local_updates import bytes_per_update
+from anybatch.schedules import Clock, Position, epochs, examples, fraction, updates
+from anybatch.training.local_updates import LocalPhase, bytes_per_update
 from anybatch.training.training import Training
 from anybatch.world import World
 
@@ -188,9 +188,15 @@ def test_what_needs_the_gradients_of_all_ranks_is_refused(
 
 @pytest.mark.parametrize("begin", [updates(3), examples(48), epochs(0.5), fraction(0.25)])
 def test_the_phase_begins_after_any_duration(begin: Any) -> None:
-    communication = LocalUpdates(every=2, begin_after=begin)
-    recipe = local_cases.recipe_of(local_cases.PLAIN, communication=communication)
-    Training(cases.make_task("mlp", False), recipe, world=ONE).step()
+    clock = Clock(examples_per_epoch=96, batch_size=16, total_examples=192)
+    phase = LocalPhase(LocalUpdates(every=2, begin_after=begin), clock, ONE)
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    begun = []
+    for update in range(4):
+        begun.append(phase.has_begun)
+        phase.take_step(model, optimizer, Position(16 * update, 16, 192))
+    assert begun == [False, False, False, True]
 
 
 def test_bytes_of_a_post_local_run_lie_between_both() -> None:
