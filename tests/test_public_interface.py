@@ -104,7 +104,8 @@ def test_no_public_name_is_a_module_of_the_package() -> None:
 def test_nouns_are_imported_without_torch() -> None:
     nouns = [
         "controllers", "errors", "measurement", "progress", "recipe", "recipe_file",
-        "recipe_mapping", "recipe_parts", "recipe_batch", "recipe_checks", "recipe_gradient",
+        "recipe_mapping", "recipe_parts", "recipe_batch", "recipe_preconditioner", "recipe_checks",
+        "recipe_gradient",
         "recipe_images", "recipe_optimizers", "records", "run", "schedules", "study", "durations",
         "schedule_parts", "plain_schedules", "stepped_schedules", "cyclic_schedules", "course",
         "preview", "drawing", "drawings.lr_range", "drawings.table", "drawings.plan", "plan",

@@ -25,6 +25,7 @@ from anybatch.schedules import (
     Constant,
     Cosine,
     Cyclic,
+    DampingWarmup,
     DecayingMomentum,
     Duration,
     Exponential,
@@ -54,6 +55,7 @@ from anybatch.schedules import (
 FACTORS = st.floats(0, 100, allow_nan=False)
 PROGRESS = st.floats(0, 1)
 FRACTIONS = st.floats(0.01, 0.99).map(fraction)
+LONGER = st.floats(1.0, 3.0).map(lambda count: Duration(count, "fraction"))  # cut by the end
 SHAPES = st.sampled_from(["cosine", "linear"])
 PLAIN = (
     st.builds(Constant, value=FACTORS)
@@ -66,9 +68,12 @@ SCHEDULES = PLAIN | st.builds(Warmup, duration=FRACTIONS, start=FACTORS, into=PL
 
 MORE = (
     PLAIN
-    | st.builds(Polynomial, power=st.floats(1, 10), start=FACTORS, end=FACTORS)
+    | st.builds(
+        Polynomial, power=st.floats(1, 10), start=FACTORS, end=FACTORS, length=FRACTIONS | LONGER
+    )
     | st.builds(Exponential, factor=st.floats(0.01, 1), per=FRACTIONS)
     | st.builds(DecayingMomentum, momentum=st.floats(0, 0.99))
+    | st.builds(DampingWarmup, duration=FRACTIONS, start=st.floats(1, 100))
     | st.builds(InverseSquareRoot, warmup=FRACTIONS, start=FACTORS)
     | st.builds(Step, every=FRACTIONS, factor=st.floats(0.1, 1.5))
     | st.builds(
@@ -142,6 +147,8 @@ BY_HAND = [
     (Warmup(duration=fraction(1)), {0.0: 0.0, 0.5: 0.5, 1.0: 1.0}),
     (Polynomial(power=4.0, start=2.0, end=1.0), {0.0: 2.0, 0.5: 1.0625, 1.0: 1.0}),
     (Polynomial(power=0.5), {0.0: 1.0, 0.75: 0.5, 0.9375: 0.25, 1.0: 0.0}),
+    (Polynomial(power=3.0, length=fraction(0.5)), {0.0: 1.0, 0.25: 0.125, 0.5: 0.0, 1.0: 0.0}),
+    (Polynomial(power=3.0, end=0.2, length=Duration(2.0, "fraction")), {0.0: 1.0, 1.0: 0.3}),
     (Exponential(factor=0.25), {0.0: 1.0, 0.5: 0.5, 1.0: 0.25}),
     (Exponential(factor=0.5, per=fraction(0.1)), {0.0: 1.0, 0.3: 0.125, 1.0: 0.5**10}),
     (DecayingMomentum(momentum=0.0), {0.0: 1.0, 0.25: 0.75, 1.0: 0.0}),
@@ -150,6 +157,11 @@ BY_HAND = [
         DecayingMomentum(momentum=0.9),
         {0.0: 1.0, 1 / 3: 6 / 7 / 0.9, 2 / 3: 0.75 / 0.9, 8 / 9: 0.5 / 0.9, 1.0: 0.0},
     ),
+    (
+        DampingWarmup(duration=fraction(0.2), start=10.0),
+        {0.0: 10.0, 0.1: 1 + 9 / math.e, 0.2: 1 + 9 / math.e**2, 1.0: 1 + 9 * math.exp(-10)},
+    ),
+    (DampingWarmup(duration=fraction(0.5), start=1.0), {0.0: 1.0, 0.3: 1.0, 1.0: 1.0}),
     (InverseSquareRoot(warmup=fraction(0.04)), {0.0: 0.0, 0.01: 0.25, 0.04: 1.0, 1.0: 0.2}),
     (InverseSquareRoot(warmup=fraction(0.25), start=1.0), {0.0: 1.0, 0.2: 1.0, 1.0: 0.5}),
     (Step(every=fraction(0.3)), {0.0: 1.0, 0.29: 1.0, 0.3: 0.1, 0.6: 0.01, 0.9: 0.001, 1.0: 1e-3}),
@@ -319,6 +331,20 @@ def test_before_the_beginning_and_after_the_end_the_ends_hold(
     assert schedule(2.0) == schedule(1.0) == pytest.approx(values[1.0])
 
 
+@pytest.mark.parametrize("start", [1.0, 10.0, 1e4])
+def test_the_warmup_of_the_damping_is_the_published_recurrence_in_small_updates(
+    start: float,
+) -> None:
+    num_warmup, num_updates = 2000, 5000
+    alpha = 2 * math.log10(start) / num_warmup
+    warmup = DampingWarmup(duration=fraction(num_warmup / num_updates), start=start)
+    damping = start
+    for update in range(num_updates):
+        above = warmup(update / num_updates) - damping
+        assert -1e-9 * start <= above <= 0.19 * alpha * (start - 1) + 1e-9
+        damping = (1 - alpha) * damping + alpha
+
+
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
 def test_a_factor_below_zero_or_not_finite_is_refused(value: float) -> None:
     for make in (
@@ -341,6 +367,14 @@ def test_a_factor_below_zero_or_not_finite_is_refused(value: float) -> None:
     [
         (lambda: Polynomial(power=0.0), "power must be > 0 and finite, got 0.0"),
         (lambda: DecayingMomentum(momentum=1.0), "momentum must be in [0, 1), got 1.0"),
+        (
+            lambda: DampingWarmup(duration=epochs(1), start=0.5),
+            "start must be >= 1 and finite, got 0.5",
+        ),
+        (
+            lambda: DampingWarmup(duration=epochs(0), start=2.0),
+            "duration must be > 0, got 0 epochs",
+        ),
         (lambda: Exponential(factor=0.0), "factor must be in (0, 1], got 0.0"),
         (lambda: Exponential(factor=0.5, per=epochs(0)), "per must be > 0, got 0 epochs"),
         (lambda: Step(every=updates(0)), "every must be > 0, got 0 updates"),
@@ -683,9 +717,10 @@ EVERY_KIND: list[Schedule] = [
     Cosine(end=1 / 3),
     OneCycle(warmup=epochs(2), down=epochs(3), grid="t/(T-1)"),
     Warmup(duration=updates(5), into=Warmup(duration=epochs(1), into=Linear())),
-    Polynomial(power=1.5),
+    Polynomial(power=1.5, length=epochs(14)),
     Exponential(factor=0.9, per=epochs(1)),
     DecayingMomentum(momentum=0.9),
+    DampingWarmup(duration=epochs(1), start=50.0),
     InverseSquareRoot(warmup=updates(20)),
     Step(every=epochs(0.5)),
     MultiStep(milestones=(epochs(3), updates(90)), factor=2.0),

@@ -93,6 +93,7 @@ if TYPE_CHECKING:
     from anybatch.schedules import Constant as Constant
     from anybatch.schedules import Cosine as Cosine
     from anybatch.schedules import Cyclic as Cyclic
+    from anybatch.schedules import DampingWarmup as DampingWarmup
     from anybatch.schedules import DecayingMomentum as DecayingMomentum
     from anybatch.schedules import Duration as Duration
     from anybatch.schedules import Exponential as Exponential
@@ -192,6 +193,7 @@ _HOMES = {
         "Constant",
         "Cosine",
         "Cyclic",
+        "DampingWarmup",
         "DecayingMomentum",
         "Duration",
         "Exponential",

@@ -24,6 +24,7 @@ from anybatch.options.lr_range import LRRange
 from anybatch.options.noise_scale import NoiseScale
 from anybatch.options.parts import named
 from anybatch.options.plan import Explain, MakePlan
+from anybatch.options.predict_scaling import PredictScaling
 from anybatch.options.recipe import RecipeCommands
 from anybatch.options.report import Compare, Report
 from anybatch.options.reproduce import Reproduce
@@ -51,6 +52,7 @@ _COMMANDS: Any = (
     | named(Calibration, "calibration")
     | named(LRRange, "lr-range")
     | named(Throughput, "throughput")
+    | named(PredictScaling, "predict-scaling")
     | named(NoiseScale, "noise-scale")
     | named(LossOscillation, "loss-oscillation")
     | named(Sharpness, "sharpness")

@@ -5,7 +5,8 @@ Reference: cosine: Loshchilov and Hutter 2017, "SGDR", equation 5; polynomial de
 Vaswani et al. 2017, "Attention is all you need", equation 3; warm-up, stable, decay: Hu et al.
 2024, "MiniCPM", section 4; its 1 - sqrt: Hägele et al. 2024, "Scaling laws and compute-optimal
 training beyond fixed training durations", section 3; decaying momentum: Chen, Wolfe, Li, Kyrillidis
-2022, "Demon: improved neural network training with momentum decay", equation 2.
+2022, "Demon: improved neural network training with momentum decay", equation 2; warm-up of the
+damping: Osawa et al. 2019, as released in LBANN.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from anybatch.schedule_parts import (
 __all__ = [
     "Constant",
     "Cosine",
+    "DampingWarmup",
     "DecayingMomentum",
     "Exponential",
     "InverseSquareRoot",
@@ -134,39 +136,43 @@ class Cosine:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Polynomial:
-    """f(p) = end + (start - end) (1 - p)^power.
+    """f(p) = end + (start - end) (1 - p / length)^power up to the length, and `end` after it.
 
     Attributes:
         power: > 0; 1 is linear.
         start: factor at progress 0, >= 0.
-        end: factor at progress 1, >= 0.
+        end: factor after the length, >= 0.
+        length: to `end`, > 0; of one beyond the run only the beginning is seen, so that `end` is
+            not reached.
         grid: "t/T", "(t+1)/T" or "t/(T-1)"; None: t/T, or that of the schedule around it.
 
     Example:
-        >>> Polynomial(power=2.0)(0.5)
-        0.25
+        >>> Polynomial(power=2.0)(0.5), Polynomial(power=2.0, length=fraction(0.5))(0.25)
+        (0.25, 0.25)
     """
 
     name: ClassVar[str] = "polynomial"
     power: float = 2.0
     start: float = 1.0
     end: float = 0.0
+    length: Duration = fraction(1)
     grid: Grid | None = None
 
     def __post_init__(self) -> None:
         require_factors(start=self.start, end=self.end)
+        require_length(length=self.length)
         require_grid(self.grid)
         if not (math.isfinite(self.power) and self.power > 0):
             raise InputError("power", "must be > 0 and finite", self.power)
 
     def __call__(self, progress: float) -> float:
-        """The factor at `progress`, clamped to [0, 1]."""
-        left = 1.0 - clamp(progress)
+        """The factor at `progress`, clamped to [0, 1]; `length` must be a fraction."""
+        left = 1.0 - clamp(clamp(progress) / resolved(self.length))
         return between(self.end, self.start, left**self.power, "linear")
 
     def bounds(self) -> tuple[float, float]:
         """The least and the greatest factor."""
-        return ordered(self.start, self.end)
+        return ordered(self.start, self(1.0))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,6 +209,47 @@ class DecayingMomentum:
     def bounds(self) -> tuple[float, float]:
         """The least and the greatest factor."""
         return 0.0, 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DampingWarmup:
+    """f(p) = 1 + (start - 1) exp(-2 log10(start) p / w): from `start` down towards 1.
+
+    The published rule moves the damping towards its target by a share of alpha in every update,
+    alpha = 2 log10(start) / T_w with T_w updates of warm-up. This is the limit of many updates: a
+    closed form that does not depend on the batch size, above the rule by less than
+    0.19 alpha (start - 1). At w, (start - 1) start^-0.87 is still left, and the fall goes on.
+
+    Attributes:
+        duration: w, > 0; the fall goes on after it.
+        start: factor at progress 0, >= 1.
+        grid: "t/T", "(t+1)/T" or "t/(T-1)"; None: t/T, or that of the schedule around it.
+
+    Example:
+        >>> warmup = DampingWarmup(duration=fraction(0.1), start=100.0)
+        >>> [round(warmup(p), 3) for p in (0.0, 0.05, 0.1, 0.2, 1.0)]
+        [100.0, 14.398, 2.813, 1.033, 1.0]
+    """
+
+    name: ClassVar[str] = "damping-warmup"
+    duration: Duration
+    start: float
+    grid: Grid | None = None
+
+    def __post_init__(self) -> None:
+        require_length(duration=self.duration)
+        require_grid(self.grid)
+        if not (math.isfinite(self.start) and self.start >= 1):
+            raise InputError("start", "must be >= 1 and finite", self.start)
+
+    def __call__(self, progress: float) -> float:
+        """The factor at `progress`, clamped to [0, 1]; `duration` must be a fraction."""
+        passed = clamp(progress) / resolved(self.duration)
+        return 1.0 + (self.start - 1.0) * math.exp(-2.0 * math.log10(self.start) * passed)
+
+    def bounds(self) -> tuple[float, float]:
+        """The least and the greatest factor."""
+        return self(1.0), self.start
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -49,12 +49,20 @@ from anybatch.recipe_parts import (
     Stopping,
     Target,
 )
+from anybatch.recipe_preconditioner import (
+    AdaptiveRefresh,
+    FixedRefresh,
+    KFACSettings,
+    PreconditionerSettings,
+    WeightRescaling,
+)
 from anybatch.schedules import Constant, Duration, Schedule, epochs, grid_of
 
 __all__ = [
     "AdamSettings",
     "AdamWSettings",
     "AdaptiveBatchSize",
+    "AdaptiveRefresh",
     "AdditiveNoise",
     "Augmentation",
     "Average",
@@ -63,8 +71,10 @@ __all__ = [
     "ClipGlobalNorm",
     "ComputeSettings",
     "ExponentialAverage",
+    "FixedRefresh",
     "GradientPenalty",
     "GradientTransform",
+    "KFACSettings",
     "LAMBSettings",
     "LARSSettings",
     "LocalUpdates",
@@ -78,6 +88,7 @@ __all__ = [
     "Origin",
     "ParameterKinds",
     "PolynomialAverage",
+    "PreconditionerSettings",
     "RMSpropWarmupSettings",
     "RandomErasing",
     "Recipe",
@@ -91,12 +102,13 @@ __all__ = [
     "SharpnessAware",
     "Stopping",
     "Target",
+    "WeightRescaling",
 ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Schedules:
-    """Factors over the run of four settings; 1 throughout by default.
+    """Factors over the run of six settings; 1 throughout by default.
 
     Each has its own grid (t/T unless it names another); that of the batch size is always t/T.
 
@@ -105,12 +117,16 @@ class Schedules:
         momentum: of `optimizer.momentum`, or of Adam's `beta1`.
         weight_decay: of `optimizer.weight_decay`.
         batch_size: of `batch_size`, rounded to whole examples; durations not in updates.
+        damping: of `preconditioner.damping`.
+        refresh: of the intervals of `preconditioner.refresh`, where they are fixed; rounded.
     """
 
     lr: Schedule = Constant()
     momentum: Schedule = Constant()
     weight_decay: Schedule = Constant()
     batch_size: Schedule = Constant()
+    damping: Schedule = Constant()
+    refresh: Schedule = Constant()
 
     def __post_init__(self) -> None:
         if grid_of(self.batch_size) != "t/T":
@@ -141,6 +157,8 @@ class Recipe:
         schedules: factors over the run.
         decayed: parameters beside the weights of layers that weight decay applies to.
         scaling: of the optimizer's settings with the batch size; None: they are as written.
+        preconditioner: of the gradient, before its transforms; None: none.
+        rescaling: of weights that an update has made too long; None: none.
         gradient: transforms of the gradient before the update, in this order.
         blocks: whose gradients are formed one by one, and penalized or clipped; None: none.
         loss: reduction and label smoothing.
@@ -173,6 +191,8 @@ class Recipe:
     schedules: Schedules = field(default_factory=Schedules)
     decayed: ParameterKinds = field(default_factory=ParameterKinds)
     scaling: ScalingRule | None = None
+    preconditioner: PreconditionerSettings | None = None
+    rescaling: WeightRescaling | None = None
     gradient: tuple[GradientTransform, ...] = ()
     blocks: BlockSettings | None = None
     loss: LossSettings = field(default_factory=LossSettings)

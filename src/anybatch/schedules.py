@@ -37,6 +37,7 @@ from anybatch.errors import InputError
 from anybatch.plain_schedules import (
     Constant,
     Cosine,
+    DampingWarmup,
     DecayingMomentum,
     Exponential,
     InverseSquareRoot,
@@ -63,6 +64,7 @@ __all__ = [
     "Constant",
     "Cosine",
     "Cyclic",
+    "DampingWarmup",
     "DecayingMomentum",
     "Duration",
     "Exponential",
@@ -204,6 +206,7 @@ Schedule: TypeAlias = (
     | SGDR
     | WarmupStableDecay
     | DecayingMomentum
+    | DampingWarmup
     | Join
 )
 

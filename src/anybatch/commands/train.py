@@ -35,12 +35,7 @@ def train(options: Train) -> int:
     Raises:
         InputError: anything given that breaks a rule.
     """
-    if options.extend is not None and options.resume is None:
-        raise InputError("--extend", "must come with --resume DIR", options.extend)
-    if options.seeds < 1:
-        raise InputError("--seeds", "must be >= 1", options.seeds)
-    if options.resume is not None:
-        _refuse_with_resume(options)
+    _refuse_together(options)
     if options.resume is not None and Study.is_at(options.resume):
         return _resume_study(options, options.resume)
     if options.resume is not None:
@@ -50,7 +45,35 @@ def train(options: Train) -> int:
     if options.plan is not None:
         return _planned_run(options, options.plan)
     recipe = _recipe(options, options.task)
+    if options.dry_run:
+        from anybatch.commands.dry_run import dry_run
+
+        return dry_run(options, recipe)
     return _new_study(options, recipe) if options.seeds > 1 else _new_run(options, recipe)
+
+
+def _refuse_together(options: Train) -> None:
+    """Refuse options that do not go with each other."""
+    if options.extend is not None and options.resume is None:
+        raise InputError("--extend", "must come with --resume DIR", options.extend)
+    if options.seeds < 1:
+        raise InputError("--seeds", "must be >= 1", options.seeds)
+    if options.ranks != 1 and not options.dry_run:
+        hint = "torchrun --nproc-per-node=N says it for a training"
+        raise InputError("--ranks", "must come with --dry-run", options.ranks, hint=hint)
+    if options.dry_run:
+        _refuse_with_dry_run(options)
+    if options.resume is not None:
+        _refuse_with_resume(options)
+
+
+def _refuse_with_dry_run(options: Train) -> None:
+    """Refuse what a dry run cannot show."""
+    for thing, value in (("--resume", options.resume), ("--plan", options.plan)):
+        if value is not None:
+            raise InputError(thing, "must be left out with --dry-run", str(value))
+    if options.seeds != 1:
+        raise InputError("--seeds", "must be left out with --dry-run", options.seeds)
 
 
 def _refuse_with_resume(options: Train) -> None:

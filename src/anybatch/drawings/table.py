@@ -9,6 +9,7 @@ from anybatch.drawings.noise_scale import NOISE_SCALE
 from anybatch.drawings.picture import Drawing
 from anybatch.drawings.pilot import PILOT
 from anybatch.drawings.sharpness import SHARPNESS
+from anybatch.drawings.stage_times import STAGE_TIMES
 from anybatch.drawings.throughput import THROUGHPUT
 
 __all__ = ["DRAWINGS"]
@@ -20,5 +21,6 @@ DRAWINGS: dict[str, Drawing] = {
     "noise-scale": NOISE_SCALE,
     "pilot": PILOT,
     "sharpness": SHARPNESS,
+    "stage-times": STAGE_TIMES,
     "throughput": THROUGHPUT,
 }

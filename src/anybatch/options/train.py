@@ -44,6 +44,10 @@ class Train:
     """Go on with this run, or study, where it stopped."""
     extend: Annotated[str | None, tyro.conf.arg(metavar="DURATION")] = None
     """With --resume: train this much longer, as in --extend '5 epochs'."""
+    dry_run: Flag = False
+    """Only build all and take two updates on made-up data: memory, bytes between ranks, seconds."""
+    ranks: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """With --dry-run: processes that would share the training."""
     json: Flag = False
     """Print one JSON document on standard output and nothing else."""
 

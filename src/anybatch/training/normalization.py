@@ -134,6 +134,27 @@ class GhostBatchNorm(nn.Module):
             sums[-1] += num_examples
         return outputs
 
+    def normalized(self, inputs: Tensor) -> Tensor:
+        """What the layer gives at scale 1 and shift 0; moves no statistics.
+
+        Args:
+            inputs: of the micro-batch that the layout knows of.
+        """
+        if not self.training and self.running_mean is not None:
+            return torch.nn.functional.batch_norm(
+                inputs, self.running_mean, self.running_var, training=False, eps=self.eps
+            )
+        rows = inputs.shape[0] // (self.layout.num_examples or inputs.shape[0])
+        ghost = self.layout.ghost_batch_size if self.training else None
+        parts = [inputs] if ghost is None else torch.split(inputs, ghost * rows)
+        return torch.cat([
+            torch.batch_norm(
+                part, None, None, None, None,
+                True, 0.0, self.eps, torch.backends.cudnn.enabled,
+            )
+            for part in parts
+        ])  # fmt: skip
+
     def take_step(self, sums: Tensor) -> None:
         """Move the running statistics by the update's summed ghost statistics.
 

@@ -23,6 +23,7 @@ from anybatch.training.checks import call_model
 from anybatch.training.mixing import ExampleMixing
 from anybatch.training.normalization import GhostNormalization
 from anybatch.training.portion import Portion
+from anybatch.training.preconditioning import Preconditioning
 from anybatch.training.precision import autocast, cast
 from anybatch.world import World
 
@@ -51,6 +52,7 @@ class Passes:
         model: the bare module.
         parameters: those that are trained.
         losses: of the gradient in the making: vectors of the counted micro-batches, in order.
+        preconditioning: that looks at the model's outputs; None: nothing does.
         local: whether gradients stay on their rank: that of its share's loss, which stands for the
             batch's; their mean over ranks is the batch's gradient.
     """
@@ -72,6 +74,7 @@ class Passes:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.losses: list[Tensor] = []
         self.local = False
+        self.preconditioning: Preconditioning | None = None
         self._weights: dict[tuple[int, float, torch.dtype], Tensor] = {}
 
     def close(self) -> None:
@@ -124,6 +127,8 @@ class Passes:
         self._normalization.begin(len(part.indices), counted=counted)
         with autocast(self._recipe.compute, self._world.device):
             outputs = self.outputs_of(part, shared=shared)
+            if counted and self.preconditioning is not None:
+                self.preconditioning.take_outputs(outputs)
             return self.loss_of(outputs, part)
 
     def outputs_alone(self, part: Batch) -> Any:

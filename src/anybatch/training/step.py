@@ -2,9 +2,9 @@
 
     gradient(portion): for each micro-batch: forward, per-example losses, backward with the weights
         1/B (mean) or 1 (sum) of the global batch B; summed over ranks on the way;
-        then the recipe's transforms of the gradient, in order
-    update(position): lr, momentum and decay of this position; optimizer; one step of BatchNorm's
-        running statistics; averaged weights
+        then the preconditioner and the recipe's transforms of the gradient, in order
+    update(position): lr, momentum and decay of this position; optimizer; rescaling; one step of
+        BatchNorm's running statistics; averaged weights
 
 Weighting every example by the global count makes accumulation, ranks and a short last batch exact:
 nothing is averaged twice. Starting backward from the vector of weights saves the kernels that
@@ -39,6 +39,8 @@ from anybatch.training.normalization import GhostNormalization
 from anybatch.training.passes import Passes
 from anybatch.training.portion import Portion
 from anybatch.training.precision import autocast, model_dtype
+from anybatch.training.preconditioning import Preconditioning, check_preconditioner
+from anybatch.training.rescaling import Rescaling
 from anybatch.training.sampling import pass_size
 from anybatch.training.snapshot import preserved_random_state, seed_everything
 from anybatch.world import World
@@ -63,6 +65,7 @@ class Step:
         hyperparameters: scheduled settings of the optimizer.
         mixing: of the examples of an update.
         plain_loss: without label smoothing, for evaluation.
+        preconditioning: of the gradient, before its transforms; None: none.
         transforms: of the gradient, in the recipe's order, with its norm before them.
         block_norms: of the last gradient's blocks; None without blocks.
         updates: taken so far.
@@ -83,6 +86,7 @@ class Step:
         self._frozen = [module for module in self.model.modules() if not module.training]
         check_division(task, recipe, world, self._normalization.couples)
         check_rules(task, recipe)
+        check_preconditioner(task, recipe)
         loss = self._placed(task.loss_function(recipe.loss.label_smoothing))
         self.plain_loss = self._placed(task.loss_function())
         check_model(self.model, task, loss, sample)
@@ -91,13 +95,17 @@ class Step:
         self.hyperparameters = Hyperparameters(
             self.optimizer, recipe.schedules, clock, course=Course.of(recipe, clock)
         )
+        self.preconditioning = self._new_preconditioning(clock)
         self.transforms = GradientTransforms(recipe.gradient, seed=recipe.seed)
         compiled: Any = torch.compile(self.model) if recipe.compute.compile else self.model
         forward = world.parallel(compiled, some_unused=self._leaves_some_unused(sample))
         self._passes = Passes(
             task, recipe, world, self.model, forward, self._normalization, self.mixing
         )
+        self._passes.preconditioning = self.preconditioning
         self._average = averaged_model(self.model, recipe.averaging)
+        rescaling = recipe.rescaling
+        self._rescaling = None if rescaling is None else Rescaling(rescaling, self.model)
         self._local = _local_phase(recipe, clock, world)
         self._kept = self._new_kept_model()
         one_by_one = task.loss_scope == "example" or recipe.loss.coupled == "cached-outputs"
@@ -106,6 +114,13 @@ class Step:
         )
         self.block_norms: BlockNorms | None = None
         self.updates = 0
+
+    def _new_preconditioning(self, clock: Clock) -> Preconditioning | None:
+        if self._recipe.preconditioner is None:
+            return None
+        return Preconditioning(
+            self._task, self._recipe, self.model, self.optimizer, clock=clock, world=self._world
+        )
 
     def _new_kept_model(self) -> KeptModel | None:
         recalibrated = self._recipe.batch_norm.evaluated_with == "whole-set"
@@ -145,6 +160,8 @@ class Step:
     def close(self) -> None:
         """Let go of what belongs to the process group; the model stays usable."""
         self._passes.close()
+        if self.preconditioning is not None:
+            self.preconditioning.kfac.close()
 
     @property
     def is_local(self) -> bool:
@@ -189,12 +206,12 @@ class Step:
         """Put the gradient of the global batch's loss into every parameter's `.grad`.
 
         sum over examples of dloss_i/dw, divided by the global count for a mean; then the recipe's
-        transforms, in order. The model must be in training mode.
+        preconditioner and transforms, in order. The model must be in training mode.
 
         Args:
             portion: this rank's share, from `Feed.next` or made by hand.
             micro_batch_size: examples of a forward and backward pass; None: as the recipe has it.
-            transformed: False leaves the recipe's transforms out.
+            transformed: False leaves preconditioner and transforms out.
 
         Raises:
             InputError: labels of a streamed set lie outside of the model's outputs.
@@ -206,6 +223,8 @@ class Step:
         self._passes.begin()
         self._passes.local = self.is_local
         self.mixing.begin(portion, self.updates)
+        if self.preconditioning is not None:
+            self.preconditioning.begin(portion, observed=transformed)
         size = micro_batch_size or pass_size(self._recipe, divisible=self._divisible)
         if self._recipe.blocks is not None:
             lr = self.hyperparameters.current()["lr"]
@@ -217,6 +236,8 @@ class Step:
             cached_gradient(self._passes, portion, self._world, micro_batch_size=size)
         else:
             self._passes.accumulate(portion, size)
+        if transformed and self.preconditioning is not None:
+            self.preconditioning.kfac.step()
         if transformed:
             self.transforms.apply(self._passes.parameters, self.updates)
 
@@ -238,6 +259,16 @@ class Step:
     def losses(self, losses: list[Tensor]) -> None:
         self._passes.losses = losses
 
+    def prepare(self, position: Position) -> None:
+        """Set the scheduled values that the gradient of the update at this position depends on.
+
+        A penalty may follow the lr of its very update; a preconditioner its damping.
+        """
+        if self._recipe.blocks is not None or self.preconditioning is not None:
+            self.hyperparameters.apply(position)
+        if self.preconditioning is not None:
+            self.preconditioning.apply(position)
+
     def update(self, position: Position) -> None:
         """Take the step that `.grad` asks for.
 
@@ -250,6 +281,8 @@ class Step:
         """
         self.hyperparameters.apply(position)
         self.optimizer.step()
+        if self._rescaling is not None:
+            self._rescaling.take()
         self.transforms.take()
         self.mixing.take()
         self._normalization.take_step(self._world, together=not self.is_local)
@@ -261,7 +294,11 @@ class Step:
             self._average.update_parameters(self.model)
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, buffers, optimizer, averages, count; tensors are not copied."""
+        """Weights, buffers, optimizer, averages, count; tensors are not copied.
+
+        Collectives:
+            With a preconditioner on many ranks, one gather of its factors; every rank must call.
+        """
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -271,6 +308,8 @@ class Step:
             "local": None if self._local is None else self._local.state_dict(),
             "kept": None if self._kept is None else self._kept.state_dict(),
             "transforms": self.transforms.state_dict(),
+            "preconditioner": self._preconditioner_state(),
+            "rescaling": None if self._rescaling is None else self._rescaling.state_dict(),
             "block_norms": None if self.block_norms is None else list(self.block_norms),
         }
 
@@ -290,10 +329,18 @@ class Step:
             self._local.load_state_dict(state["local"])
         if self._kept is not None:
             self._kept.load_state_dict(state.get("kept"), self._base)
+        kfac = state.get("preconditioner")
+        if self.preconditioning is not None and kfac is not None:
+            self.preconditioning.kfac.load_state_dict(kfac)
         if "transforms" in state:  # not in checkpoints of older versions
             self.transforms.load_state_dict(state["transforms"])
+        if self._rescaling is not None and state.get("rescaling") is not None:
+            self._rescaling.load_state_dict(state["rescaling"])
         norms = state.get("block_norms")
         self.block_norms = None if norms is None else BlockNorms(*norms)
+
+    def _preconditioner_state(self) -> dict[str, Any] | None:
+        return None if self.preconditioning is None else self.preconditioning.kfac.state_dict()
 
     def _unsaved_buffers(self) -> dict[str, Tensor]:
         """Buffers that the model keeps out of its own state (registered as not persistent)."""

@@ -143,8 +143,7 @@ class Training:
 
     def gradient(self, portion: Portion) -> None:
         """Put the gradient of an update into every parameter's `.grad`; see `Step.gradient`."""
-        if self.recipe.blocks is not None:  # a penalty may follow the lr of this very update
-            self.one_step.hyperparameters.apply(self.feed.position(portion.num_examples))
+        self.one_step.prepare(self.feed.position(portion.num_examples))
         self.one_step.gradient(portion)
 
     def update(self, num_examples: int) -> None:

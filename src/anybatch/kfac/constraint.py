@@ -1,0 +1,66 @@
+"""Constraint: how long a preconditioned step may be, and what parameters without curvature take.
+
+Everything stays on the device: no number is read by the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["first_order_factor", "fisher_products", "step_factor"]
+
+
+def fisher_products(steps: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+    """p^T g of each pair, (pairs,) in float32 or better: p^T F p, as F p = g.
+
+    Args:
+        steps: preconditioned gradients.
+        gradients: before preconditioning, of the same shapes.
+    """
+    dtype = torch.promote_types(steps[0].dtype, torch.float32)
+    products = [(p.to(dtype) * g.to(dtype)).sum() for p, g in zip(steps, gradients, strict=True)]
+    return torch.stack(products)
+
+
+def step_factor(
+    products: Tensor, *, max_norm: float | None, kl_clip: float | None, lrs: Tensor | None
+) -> Tensor:
+    """What preconditioned gradients are multiplied by, 0-dim, in (0, 1].
+
+    min(1, max_norm / sqrt(sum p^T g)), or min(1, sqrt(kl_clip / sum lr^2 p^T g)).
+
+    Args:
+        products: p^T g of each layer, in units of the mean loss.
+        max_norm: of the step in the Fisher's metric; None: no bound.
+        kl_clip: bound of the (twice) Kullback-Leibler divergence that a step of size lr makes; goes
+            before max_norm; None: no bound.
+        lrs: of each layer, for `kl_clip`.
+
+    Reference:
+        Martens, Grosse (2015), section 5; Ba, Grosse, Martens (2017), section 5, for kl_clip.
+    """
+    bound, total = max_norm, products.sum()
+    if kl_clip is not None and lrs is not None:
+        bound, total = kl_clip**0.5, (lrs.square() * products).sum()
+    if bound is None:
+        return torch.ones_like(total)
+    # A total below 0 is rounding; the smallest number keeps 0 / 0 away.
+    length = total.clamp(min=0).sqrt().clamp(min=torch.finfo(total.dtype).tiny)
+    return (bound / length).clamp(max=1.0)
+
+
+def first_order_factor(steps: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+    """|p| / |g| over all preconditioned layers, 0-dim; 1 where g is 0.
+
+    A parameter without curvature takes this multiple of its gradient, so that its step is as long
+    for its gradient as those of the others are on the whole.
+    """
+    dtype = torch.promote_types(steps[0].dtype, torch.float32)
+    lengths = [
+        torch.stack([t.to(dtype).square().sum() for t in tensors]).sum().sqrt()
+        for tensors in (steps, gradients)
+    ]
+    return torch.where(lengths[1] > 0, lengths[0] / lengths[1], torch.ones_like(lengths[1]))

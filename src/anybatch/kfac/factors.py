@@ -1,0 +1,110 @@
+"""Factors: running statistics and damped inverses of the factors that one rank owns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from anybatch.kfac.blocks import FactorShape
+from anybatch.kfac.refresh import History
+from anybatch.kfac.solve import EventCounts, damped_inverses
+from anybatch.recipe_preconditioner import AdaptiveRefresh, KFACSettings
+
+__all__ = ["Factors"]
+
+
+@final
+class Factors:
+    """Statistics of the owned factors, averaged over refreshes, and their inverses.
+
+    Args:
+        shapes: of the factors that this rank owns.
+        settings: average, solver, similarity.
+
+    Attributes:
+        running: by factor name, (groups, side, side) or (groups, side); never changed by inverting.
+        inverses: damped, of the same shapes; one that could not be made anew stays as it was.
+        events: what went wrong, counted by factor and rung.
+    """
+
+    def __init__(self, shapes: Iterable[FactorShape], settings: KFACSettings) -> None:
+        self.shapes = {shape.name: shape for shape in shapes}
+        self._settings = settings
+        self.running: dict[str, Tensor] = {}
+        self.inverses: dict[str, Tensor] = {}
+        self.events = EventCounts()
+        self._histories: dict[str, History] = {}
+        if isinstance(settings.refresh, AdaptiveRefresh):
+            self._histories = {name: History() for name in self.shapes}
+
+    def take(self, statistics: Mapping[str, Tensor]) -> None:
+        """Move the running statistics by a new measurement.
+
+        running <- average * running + (1 - average) * new; the first one as it is. A measurement
+        that is not finite moves nothing; that is decided on the device.
+        """
+        share = self._settings.average
+        for name, new in statistics.items():
+            old = self.running.get(name)
+            if old is None:
+                self.running[name] = new.clone()
+                continue
+            mixed = torch.lerp(new, old, share) if share else new
+            mixed = torch.where(torch.isfinite(old.sum()), mixed, new)
+            self.running[name] = torch.where(torch.isfinite(new.sum()), mixed, old)
+
+    def changes(self, statistics: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Relative change of each measurement against the last and the one before, if adaptive."""
+        if not self._histories:
+            return {}
+        return {name: self._histories[name].take(new) for name, new in statistics.items()}
+
+    def invert(self, dampings: Mapping[str, Tensor]) -> None:
+        """Make the damped inverses of some factors anew.
+
+        Args:
+            dampings: (groups,), by the names of the factors.
+
+        Cost:
+            About side^3 multiply-adds a factor and group; one synchronization for all.
+        """
+        jobs = [(name, self.running[name], damping) for name, damping in dampings.items()]
+        results = damped_inverses(jobs, solver=self._settings.solver)
+        for (name, _, _), (inverse, event) in zip(jobs, results, strict=True):
+            if event is not None:
+                self.events.add(event)
+            if inverse is not None:
+                self.inverses[name] = inverse
+
+    def state_dict(self) -> dict[str, Any]:
+        """By factor name; tensors are not copied."""
+        return {
+            name: {
+                "running": self.running.get(name),
+                "inverse": self.inverses.get(name),
+                "history": self._histories[name].state_dict() if self._histories else None,
+            }
+            for name in self.shapes
+        }
+
+    def load_state_dict(
+        self, state: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """Take copies of what belongs to the owned factors.
+
+        Args:
+            state: of all factors.
+            device: of the model.
+            dtype: of the model's statistics.
+        """
+        self.running, self.inverses = {}, {}
+        for name in self.shapes:
+            one = state[name]
+            for kept, key in ((self.running, "running"), (self.inverses, "inverse")):
+                if one[key] is not None:
+                    kept[name] = one[key].to(device, dtype, copy=True)
+            if self._histories and one["history"] is not None:
+                self._histories[name].load_state_dict(one["history"], device=device)

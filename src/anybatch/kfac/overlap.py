@@ -1,0 +1,72 @@
+"""Overlap: statistics that travel while the backward pass goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+from torch import Tensor
+
+from anybatch.kfac.exchange import Pending, StatisticsExchange
+
+__all__ = ["OrderedBuckets"]
+
+
+@final
+class OrderedBuckets:
+    """Sums that travel while the backward pass goes on, bucket by bucket in a fixed order.
+
+    A bucket leaves when all of its sums are ready and every bucket before it has left, so that
+    every rank launches the same; `finish` launches what is left, also on a rank that had nothing.
+
+    Args:
+        exchange: by which they travel.
+        buckets: names of factors, in the order in which they should become ready.
+
+    Example:
+        >>> from anybatch.kfac.blocks import FactorShape
+        >>> from anybatch.world import World
+        >>> shapes = [FactorShape(n, "A", groups=1, side=2, diagonal=True) for n in ("a.A", "b.A")]
+        >>> import torch
+        >>> exchange = StatisticsExchange(World(torch.device("cpu")), shapes, {"a.A": 0, "b.A": 0})
+        >>> buckets = OrderedBuckets(exchange, [["b.A"], ["a.A"]])
+        >>> buckets.ready("a.A", torch.ones(1, 2))  # waits for the one before
+        0
+        >>> buckets.ready("b.A", torch.ones(1, 2))
+        2
+        >>> sorted(buckets.finish())
+        ['a.A', 'b.A']
+    """
+
+    def __init__(self, exchange: StatisticsExchange, buckets: Sequence[Sequence[str]]) -> None:
+        self._exchange = exchange
+        self._waiting = [tuple(bucket) for bucket in buckets]
+        self._sums: dict[str, Tensor] = {}
+        self._pending: list[Pending] = []
+
+    def ready(self, name: str, total: Tensor) -> int:
+        """Hand in a sum that will not change any more; how many buckets have left by now."""
+        self._sums[name] = total
+        while self._waiting and all(each in self._sums for each in self._waiting[0]):
+            self._launch(None)
+        return len(self._pending)
+
+    def _launch(self, extra: Tensor | None) -> None:
+        names = self._waiting.pop(0)
+        sums = {name: self._sums.pop(name) for name in names if name in self._sums}
+        self._pending.append(self._exchange.begin(sums, extra, names))
+
+    def finish(self, extra: Tensor | None = None) -> dict[str, Tensor]:
+        """Launch the rest, wait for all: the sums of the factors that this rank owns.
+
+        Args:
+            extra: small vector of counts that every rank gets the sum of, in place.
+
+        Collectives: see `StatisticsExchange.reduce_to_owners`; every rank must call.
+        """
+        while self._waiting:
+            self._launch(None)
+        if extra is not None:
+            self._pending.append(self._exchange.begin({}, extra, ()))
+        pending, self._pending = self._pending, []
+        return {n: t for each in pending for n, t in self._exchange.finish(each).items()}

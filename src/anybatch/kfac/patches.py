@@ -1,0 +1,248 @@
+"""The input statistic of convolutions: sums of outer products of patches, by the cheaper way.
+
+A patch is what one output position sees of one group of channels, ordered as a row of
+`weight.flatten(1)`: (channel, ky, kx), with a last 1 where there is a bias. Two ways lead to the
+same sum:
+
+    patches: written out slice by slice, one symmetric product a slice; any convolution
+    autocorrelation: stride 1, up to two axes; each shift between taps is multiplied once
+
+A count of multiply-adds, moved numbers and calls chooses.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from anybatch.errors import InputError
+from anybatch.kfac.autocorrelation import (
+    CALL_COST,
+    COPY_COST,
+    Axis,
+    autocorrelation,
+    autocorrelation_cost,
+    product_cost,
+)
+
+__all__ = ["Convolution", "convolution_input_diagonal", "convolution_input_sum"]
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+_BUFFER_BYTES = 2**24
+_BLOCK, _MOST_BLOCKS = 128, 8
+
+
+@torch.no_grad()
+def convolution_input_sum(inputs: Tensor, module: Convolution, *, with_bias: bool) -> Tensor:
+    """S_A = sum over examples and output positions of p p^T, p the patch of one group.
+
+    The sum is that of Grosse and Martens' KFC, not yet divided by the number of examples.
+
+    Args:
+        inputs: of the layer: (n, channels, *positions), or without n; any layout.
+        module: with any stride, dilation, padding, padding mode and groups.
+        with_bias: whether a patch ends with 1.
+
+    Returns:
+        (groups, side, side), symmetric to the last bit; side = channels / groups * taps, + 1 with
+        the bias. float64 for float64 inputs, else float32: 16-bit inputs are widened first,
+        whatever autocast says.
+
+    Raises:
+        InputError: the kernel is larger than the padded image.
+
+    Cost:
+        outputs * side^2 / 2 multiply-adds at most, a few times fewer at stride 1; a buffer of
+        16 MB, or of one row of outputs.
+
+    Example:
+        >>> layer = nn.Conv1d(1, 4, 2)
+        >>> convolution_input_sum(torch.tensor([[[1.0, 2.0, 3.0]]]), layer, with_bias=True)
+        tensor([[[ 5.,  8.,  3.],
+                 [ 8., 13.,  5.],
+                 [ 3.,  5.,  2.]]])
+
+    Reference:
+        Grosse, Martens (2016), A Kronecker-factored approximate Fisher matrix for convolution
+        layers, equation 12.
+    """
+    images, axes = _images_and_axes(inputs.detach(), module)
+    groups, channels = module.groups, images.shape[1] // module.groups
+    weights = channels * math.prod(axis.taps for axis in axes)
+    total = _zeros(images, (groups, weights + with_bias, weights + with_bias))
+    if not len(images):
+        return total
+    with torch.autocast(images.device.type, enabled=False):
+        plane = _autocorrelation_axes(axes, channels=channels, groups=groups, examples=len(images))
+        if plane is None:
+            _add_products_of_patches(total[:, :weights, :weights], images, axes)
+        else:
+            planes = images if len(axes) == 2 else images.unsqueeze(2)
+            blocks = autocorrelation(planes, plane, groups)
+            taps = blocks.shape[1]
+            ordered = total[:, :weights, :weights].view(groups, channels, taps, channels, taps)
+            ordered.copy_(blocks.permute(0, 3, 1, 4, 2))
+        if with_bias:
+            sums = _sum_of_patches(images.sum(0, keepdim=True, dtype=total.dtype), axes, groups)
+            total[:, :-1, -1] = total[:, -1, :-1] = sums
+            total[:, -1, -1] = len(images) * _outputs(axes)
+    return total
+
+
+@torch.no_grad()
+def convolution_input_diagonal(inputs: Tensor, module: Convolution, *, with_bias: bool) -> Tensor:
+    """The diagonal of `convolution_input_sum`, without the matrix.
+
+    Args:
+        inputs: of the layer: (n, channels, *positions), or without n; any layout.
+        module: with any stride, dilation, padding, padding mode and groups.
+        with_bias: whether a patch ends with 1.
+
+    Returns:
+        (groups, side); float64 for float64 inputs, else float32.
+
+    Raises:
+        InputError: the kernel is larger than the padded image.
+
+    Cost:
+        One pass over the inputs.
+
+    Example:
+        >>> layer = nn.Conv1d(1, 4, 2)
+        >>> convolution_input_diagonal(torch.tensor([[[1.0, 2.0, 3.0]]]), layer, with_bias=True)
+        tensor([[ 5., 13.,  2.]])
+    """
+    images, axes = _images_and_axes(inputs.detach(), module)
+    squares = _zeros(images, (1, *images.shape[1:]))
+    size = squares.element_size() * max(1, images[:1].numel())
+    for part in torch.split(images, max(1, _BUFFER_BYTES // size)):
+        squares += part.to(squares.dtype).square().sum(0)
+    diagonal = _sum_of_patches(squares, axes, module.groups)
+    if not with_bias:
+        return diagonal
+    return functional.pad(diagonal, (0, 1), value=len(images) * _outputs(axes))
+
+
+def _zeros(images: Tensor, shape: tuple[int, ...]) -> Tensor:
+    dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+    return images.new_zeros(shape, dtype=dtype)
+
+
+def _outputs(axes: tuple[Axis, ...]) -> int:
+    return math.prod(axis.outputs for axis in axes)
+
+
+def _images_and_axes(inputs: Tensor, module: Convolution) -> tuple[Tensor, tuple[Axis, ...]]:
+    """The inputs with a batch and with the padding that is not of zeros; how the kernel runs."""
+    images = inputs if inputs.dim() == len(module.kernel_size) + 2 else inputs.unsqueeze(0)
+    pads = _paddings(module)
+    if module.padding_mode != "zeros" and any(map(any, pads)):
+        widths = [width for pad in reversed(pads) for width in pad]
+        images = functional.pad(images, widths, mode=module.padding_mode)
+        pads = [(0, 0)] * len(pads)
+    sizes = zip(module.kernel_size, module.stride, module.dilation, strict=True)
+    axes = tuple(
+        Axis(length, taps, stride, dilation, *pad)
+        for length, (taps, stride, dilation), pad in zip(images.shape[2:], sizes, pads, strict=True)
+    )
+    if min(axis.outputs for axis in axes) < 1:
+        size = tuple(images.shape[2:])
+        raise InputError("inputs", f"must not be smaller than the kernel of {module}", size)
+    return images, axes
+
+
+def _paddings(module: Convolution) -> list[tuple[int, int]]:
+    """Positions before and behind each axis; "same" puts the odd one behind, as torch does."""
+    if module.padding == "valid":
+        return [(0, 0)] * len(module.kernel_size)
+    if isinstance(module.padding, str):
+        spans = zip(module.dilation, module.kernel_size, strict=True)
+        totals = [dilation * (taps - 1) for dilation, taps in spans]
+        return [(total // 2, total - total // 2) for total in totals]
+    return [(width, width) for width in module.padding]
+
+
+def _autocorrelation_axes(
+    axes: tuple[Axis, ...], *, channels: int, groups: int, examples: int
+) -> tuple[Axis, Axis] | None:
+    """The axes of a plane where the autocorrelation is possible and the cheaper way."""
+    if len(axes) > 2 or any(axis.stride != 1 for axis in axes):
+        return None
+    plane = (axes[0], axes[1]) if len(axes) == 2 else (Axis(1, 1, 1, 1, 0, 0), axes[0])
+    side, rows = channels * plane[0].taps * plane[1].taps, examples * _outputs(axes)
+    blocks = _num_blocks(side)
+    given = examples * channels * plane[0].length * plane[1].length
+    written = COPY_COST * (side * (rows + side) + given)
+    multiplied = product_cost(rows, side, share=(blocks + 1) / (2 * blocks))
+    calls = CALL_COST * blocks * math.ceil(4 * groups * side * rows / _BUFFER_BYTES)
+    cost = groups * (written + multiplied) + calls
+    other = groups * autocorrelation_cost(plane, channels=channels, examples=examples)
+    return plane if other < cost else None
+
+
+def _num_blocks(side: int) -> int:
+    return max(1, min(_MOST_BLOCKS, side // _BLOCK))
+
+
+def _padded(images: Tensor, axes: tuple[Axis, ...], dtype: torch.dtype) -> Tensor:
+    """With its zeros, and room behind for whole windows."""
+    widths = [width for axis in reversed(axes) for width in (axis.before, axis.after)]
+    return functional.pad(images.to(dtype), widths).contiguous()
+
+
+def _windows(padded: Tensor, axes: tuple[Axis, ...], groups: int) -> Tensor:
+    """A view of (groups, channels / groups, *taps, n, *outputs)."""
+    count, channels = padded.shape[:2]
+    example, channel, *steps = padded.stride()
+    size = (groups, channels // groups, *(a.taps for a in axes), count, *(a.outputs for a in axes))
+    taps = [step * axis.dilation for step, axis in zip(steps, axes, strict=True)]
+    outputs = [step * axis.stride for step, axis in zip(steps, axes, strict=True)]
+    strides = (channel * (channels // groups), channel, *taps, example, *outputs)
+    return padded.as_strided(size, strides)
+
+
+def _sum_of_patches(image: Tensor, axes: tuple[Axis, ...], groups: int) -> Tensor:
+    """Sum over the output positions of one image's patches, (groups, channels / groups * taps)."""
+    windows = _windows(_padded(image, axes, image.dtype), axes, groups)
+    return windows.sum(dim=tuple(range(-len(axes) - 1, 0))).flatten(1)
+
+
+def _add_products_of_patches(total: Tensor, images: Tensor, axes: tuple[Axis, ...]) -> None:
+    """Add P P^T, P the patches: half of it, block row by block row, and then mirror it."""
+    groups, side, _ = total.shape
+    bounds = [side * part // _num_blocks(side) for part in range(_num_blocks(side) + 1)]
+    spans = list(itertools.pairwise(bounds))
+    for patches in _patch_matrices(images, axes, groups, total.dtype):
+        for start, stop in spans:
+            block, row = total[:, start:stop, start:], patches[:, start:stop]
+            if groups == 1:
+                block[0].addmm_(row[0], patches[0, start:].T)
+            else:
+                block.baddbmm_(row, patches[:, start:].mT)
+    for start, stop in spans:
+        square = total[:, start:stop, start:stop]
+        square.copy_((square + square.mT) / 2)
+        total[:, stop:, start:stop] = total[:, start:stop, stop:].mT
+
+
+def _patch_matrices(
+    images: Tensor, axes: tuple[Axis, ...], groups: int, dtype: torch.dtype
+) -> Iterator[Tensor]:
+    """Patches of all positions in slices (groups, side, rows), each in the memory of the last."""
+    taps = images.shape[1] * math.prod(axis.taps for axis in axes)
+    row = dtype.itemsize * taps * _outputs(axes[1:])
+    rows = max(1, _BUFFER_BYTES // row)  # rows of outputs, of one example or several
+    many = max(1, rows // axes[0].outputs)
+    buffer = images.new_empty(taps * _outputs(axes[1:]) * min(rows, many * axes[0].outputs),
+                              dtype=dtype)  # fmt: skip
+    for part in torch.split(images, many):
+        windows = _windows(_padded(part, axes, dtype), axes, groups)
+        for some in torch.split(windows, min(rows, axes[0].outputs), dim=-len(axes)):
+            patches = buffer[: some.numel()].view(some.shape).copy_(some)
+            yield patches.view(groups, taps // groups, -1)

@@ -1,0 +1,393 @@
+"""Statistics' flow: from the raw sums of every rank to damped inverses where they are needed.
+
+    sums, scaled -> the owner of each factor -> normalized -> running average -> inverse
+    -> of distribution "inverses": every rank
+
+What must be known everywhere (mean eigenvalues for the damping of the other factor, whether a
+statistic is like its last two) is filled in by the owners and summed over ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, final
+
+import torch
+from torch import Tensor
+
+from anybatch.errors import InputError
+from anybatch.kfac.applying import matrix_shape
+from anybatch.kfac.blocks import FactorShape, FisherBlock
+from anybatch.kfac.capture import Capture
+from anybatch.kfac.damping import damping_by_means, mean_eigenvalue
+from anybatch.kfac.exchange import StatisticsExchange
+from anybatch.kfac.factors import Factors
+from anybatch.kfac.packing import PackedEntry
+from anybatch.kfac.placement import block_costs, factor_costs, factor_owners, place
+from anybatch.kfac.refresh import (
+    AdaptiveRefreshController,
+    Due,
+    FixedRefreshPlan,
+    RefreshPlan,
+)
+from anybatch.kfac.solve import EventCounts
+from anybatch.kfac.stages import Stages
+from anybatch.kfac.statistics import accumulation_dtype, normalized
+from anybatch.recipe_preconditioner import AdaptiveRefresh, FixedRefresh, KFACSettings
+from anybatch.world import World
+
+__all__ = ["LossReduction", "LossWeight", "StatisticsFlow"]
+
+LossReduction: TypeAlias = Literal["mean", "sum", "token-mean", "token-sum"]
+
+
+@dataclass(frozen=True, slots=True)
+class LossWeight:
+    """How the losses of an update's backward passes were weighted.
+
+    Attributes:
+        reduction: of the loss.
+        num_examples: that the caller gave; None: those that passed.
+        scale: that the loss was multiplied by.
+    """
+
+    reduction: LossReduction
+    num_examples: int | None
+    scale: float
+
+    def divisor(self, examples: int, terms: int) -> float:
+        """What an example's (token's) loss was divided by, over its scale.
+
+        Args:
+            examples: that passed on this rank.
+            terms: rows of the layer that makes the outputs: tokens, of a loss by tokens.
+        """
+        if self.reduction in ("sum", "token-sum"):
+            return 1.0 / self.scale
+        passed = terms if self.reduction == "token-mean" else examples
+        return (self.num_examples or passed) / self.scale
+
+
+@final
+class StatisticsFlow:
+    """Factors of all blocks, divided among the ranks of a world.
+
+    Args:
+        blocks: of the model.
+        settings: refresh, distribution, wire, and what `Factors` needs.
+        world: ranks that measure together.
+        stages: takes the seconds.
+
+    Attributes:
+        factors: that this rank owns.
+        owner: rank by factor name.
+        inverses: damped, that this rank preconditions with, by factor name.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[FisherBlock],
+        settings: KFACSettings,
+        world: World,
+        stages: Stages,
+    ) -> None:
+        self._blocks, self._settings, self._world, self._stages = blocks, settings, world, stages
+        self._shapes = [shape for block in blocks for shape in block.factors]
+        self.owner = _owners(self._shapes, settings, world.size)
+        mine = [shape for shape in self._shapes if self.owner[shape.name] == world.rank]
+        self.factors = Factors(mine, settings)
+        self._dtype = _sum_dtype(blocks)
+        self._exchange = StatisticsExchange(
+            world, self._shapes, self.owner, wire=settings.wire, dtype=self._dtype
+        )
+        self._shares_inverses = settings.distribution == "inverses" and world.size > 1
+        self.inverses = {} if self._shares_inverses else self.factors.inverses
+        self._refresh = _refresh_plan(settings, [shape.name for shape in self._shapes])
+        self._due = Due()
+        self._means: dict[str, Tensor] = {}  # mean eigenvalues of A and G, (groups,), everywhere
+        self._inverted: set[str] = set()  # factors that have an inverse, on whichever rank
+        self._examples = 0.0  # of the last measurement, over all ranks
+
+    # --- what is due -------------------------------------------------------------------------
+
+    def due(self, update: int, refresh_factor: float) -> frozenset[str]:
+        """Names of the factors that the passes of an update are to measure.
+
+        Args:
+            update: its number, from 0.
+            refresh_factor: on the intervals of a fixed refresh.
+        """
+        self._due = self._refresh.due(update, refresh_factor)
+        return self._due.statistics
+
+    def is_ready(self, block: FisherBlock) -> bool:
+        """Whether a block's gradient can be preconditioned: all of its factors have an inverse."""
+        return all(shape.name in self._inverted for shape in block.factors)
+
+    def preconditions(self, block: FisherBlock) -> bool:
+        """Whether it is this rank that preconditions a block's gradient, for all or for itself."""
+        return self._shares_inverses or self.owner[block.factors[0].name] == self._world.rank
+
+    # --- statistics --------------------------------------------------------------------------
+
+    def take(self, capture: Capture, weight: LossWeight, update: int, damping: float) -> None:
+        """Make of an update's raw sums what is due.
+
+        Args:
+            capture: that has seen this rank's passes.
+            weight: of the losses.
+            update: its number, from 0.
+            damping: at present.
+
+        Raises:
+            InputError: no pass was seen on any rank, or in the first update not by every layer.
+
+        Collectives:
+            A reduce-scatter of the packed statistics, sums of small vectors, and under distribution
+            "inverses" an all-gather of the inverses that were made.
+        """
+        due = self._due
+        changes: dict[str, tuple[float, float]] = {}
+        if due.statistics:
+            if update == 0 and capture.examples > 0:
+                _refuse_silent(capture.missing())
+            with self._stages.of("exchange"):
+                statistics = self._global_statistics(capture, weight)
+            own_changes = self.factors.changes(statistics)
+            self.factors.take(statistics)
+            with self._stages.of("exchange"):
+                changes = self._shared_knowledge(due.statistics, own_changes)
+        if due.inverses:
+            with self._stages.of("inversion"):
+                self.factors.invert(self._dampings(due.inverses, damping))
+            with self._stages.of("share"):
+                self._share(due.inverses)
+        self._refresh.observe(update, due, changes)
+
+    def _global_statistics(self, capture: Capture, weight: LossWeight) -> dict[str, Tensor]:
+        """The due statistics that this rank owns, over all ranks' examples."""
+        divisor = 1.0
+        if self._settings.fisher == "empirical":
+            divisor = weight.divisor(capture.examples, self._terms(capture))
+        # Scaled here: ranks may have divided their losses by their own counts.
+        sums = {
+            name: total if name.endswith(".A") or divisor == 1.0 else total * divisor**2
+            for name, total in capture.sums.items()
+            if name in self._due.statistics
+        }
+        rows = [float(capture.rows.get(block.name, 0)) for block in self._blocks]
+        counts = torch.tensor([float(capture.examples), *rows], dtype=torch.float64)
+        counts = counts.to(self._world.device)
+        owned = self._exchange.reduce_to_owners(sums, counts, names=self._due.statistics)
+        self._examples, *rows = counts.tolist()  # a synchronization, where statistics are due
+        if not self._examples > 0:
+            raise InputError("the update", "must have a backward pass before kfac.step()")
+        by_block = dict(zip((block.name for block in self._blocks), rows, strict=True))
+        by_token = weight.reduction in ("token-mean", "token-sum")
+        found = {}
+        for name, total in owned.items():
+            block, _, role = name.rpartition(".")
+            examples = by_block[block] if by_token else self._examples
+            found[name] = normalized(
+                total, role, examples=examples, rows=by_block[block], divisor=1.0  # type: ignore[arg-type]
+            )  # fmt: skip
+        return found
+
+    def _terms(self, capture: Capture) -> int:
+        """Rows of the last layer that was seen: the tokens of a loss by tokens."""
+        rows = [capture.rows[block.name] for block in self._blocks if block.name in capture.rows]
+        return rows[-1] if rows else 0
+
+    def _shared_knowledge(
+        self, names: frozenset[str], changes: Mapping[str, tuple[Tensor, Tensor]]
+    ) -> dict[str, tuple[float, float]]:
+        """Mean eigenvalues and changes of the measured factors, from their owners to all.
+
+        Only an adaptive refresh, which decides on the host, reads its numbers there.
+        """
+        ordered = [shape for shape in self._shapes if shape.name in names]
+        owned = self.factors.running
+        zero = torch.zeros(1, dtype=torch.float64, device=self._world.device)
+        pieces = [
+            mean_eigenvalue(owned[s.name]).double() if s.name in owned else zero.expand(s.groups)
+            for s in ordered
+        ]
+        pieces += (
+            [torch.stack(changes[s.name]) if s.name in changes else zero.expand(2) for s in ordered]
+            if self._is_adaptive
+            else []
+        )
+        known = torch.cat(pieces)
+        self._world.sum_in_place(known)
+        sizes = [s.groups for s in ordered]
+        means = torch.split(known[: sum(sizes)], sizes)
+        self._means |= dict(zip((s.name for s in ordered), means, strict=True))
+        pairs = known[sum(sizes) :].view(-1, 2).tolist()
+        return {s.name: (pair[0], pair[1]) for s, pair in zip(ordered, pairs, strict=False)}
+
+    @property
+    def _is_adaptive(self) -> bool:
+        return isinstance(self._settings.refresh, AdaptiveRefresh)
+
+    def _dampings(self, names: frozenset[str], damping: float) -> dict[str, Tensor]:
+        """What is added to the diagonal of each owned factor that is to be inverted, (groups,)."""
+        found = {}
+        for block in self._blocks:
+            if len(block.factors) == 1:
+                (shape,) = block.factors
+                added = [torch.full((shape.groups,), damping, dtype=torch.float64)]
+            else:
+                a, g = (self._means[shape.name] for shape in block.factors)
+                added = list(damping_by_means(a, g, damping))
+            for shape, one in zip(block.factors, added, strict=True):
+                if shape.name in names and shape.name in self.factors.running:
+                    found[shape.name] = one.to(self._world.device)
+        return found
+
+    def _share(self, names: frozenset[str]) -> None:
+        """Make known which factors have an inverse, and where each rank needs them, send them."""
+        ordered = [shape for shape in self._shapes if shape.name in names]
+        own = self.factors.inverses
+        if self._world.size == 1:
+            self._inverted |= {shape.name for shape in ordered if shape.name in own}
+            return
+        flags = [float(shape.name in own) for shape in ordered]
+        known = torch.tensor(flags, dtype=torch.float32).to(self._world.device)
+        self._world.sum_in_place(known)
+        present = [s.name for s, flag in zip(ordered, known.tolist(), strict=True) if flag > 0]
+        self._inverted |= set(present)
+        if self._shares_inverses:
+            mine = {name: own[name] for name in present if name in own}
+            entries = [PackedEntry.of(shape) for shape in ordered if shape.name in present]
+            self.inverses |= self._exchange.gather_from_owners(
+                mine, entries, self.owner, self._dtype
+            )
+
+    # --- gradients ---------------------------------------------------------------------------
+
+    def gathered(
+        self, blocks: Sequence[FisherBlock], own: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """Preconditioned gradients of all blocks, from the ranks that made them.
+
+        Args:
+            blocks: of this update, the same on every rank.
+            own: this rank's, by block name.
+
+        Collectives:
+            One all-gather of their size, unless every rank has made them all.
+        """
+        if self._shares_inverses or self._world.size == 1:
+            return own
+        entries = [
+            PackedEntry(block.name, matrix_shape(block), symmetric=False) for block in blocks
+        ]
+        owners = {block.name: self.owner[block.factors[0].name] for block in blocks}
+        return self._exchange.gather_from_owners(own, entries, owners, self._dtype)
+
+    def gradient_unit(self, weight: LossWeight) -> float:
+        """What a gradient is to be multiplied by to be that of the mean loss."""
+        if weight.reduction in ("mean", "token-mean"):
+            return 1.0
+        return 1.0 / (weight.num_examples or self._examples)
+
+    # --- what is known -----------------------------------------------------------------------
+
+    def counts(self) -> dict[str, Any]:
+        """Refreshes, inversions, what both saved, bytes, and failures by factor and rung.
+
+        Bytes are those of this rank, failures those of the factors that it owns.
+        """
+        counts, sent = self._refresh.counts, self._exchange.sent
+        return {
+            "refreshes": sum(counts.statistics.values()),
+            "inversions": sum(counts.inverses.values()),
+            "refreshes_saved": sum(counts.saved_statistics().values()),
+            "inversions_saved": sum(counts.saved_inverses().values()),
+            "payload_bytes": sent.payload_bytes,
+            "padding_bytes": sent.padding_bytes,
+            "link_bytes": sent.link_bytes,
+            "events": self.factors.events.state_dict(),
+        }
+
+    # --- state -------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of all ranks together, the same on each; this rank's tensors are not copied.
+
+        Collectives:
+            One gather of all factors and inverses; every rank must call.
+        """
+        factors: dict[str, Any] = {}
+        events = EventCounts()
+        for part, counted in self._world.all_values(
+            (self.factors.state_dict(), self.factors.events.state_dict())
+        ):
+            factors |= part
+            events.merge(counted)
+        return {
+            "factors": factors,
+            "events": events.state_dict(),
+            "refresh": self._refresh.state_dict(),
+            "means": dict(self._means),
+            "inverted": sorted(self._inverted),
+            "examples": self._examples,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` returned, whichever ranks own what now.
+
+        Raises:
+            InputError: the state has other factors.
+
+        Collectives:
+            None, but under distribution "inverses" every rank takes all inverses from the state.
+        """
+        strange = sorted(set(state["factors"]) ^ {shape.name for shape in self._shapes})
+        if strange:
+            rule = "must be a factor of the model and of the state"
+            raise InputError(f"factor {strange[0]}", rule, hint="is the state another model's?")
+        device = self._world.device
+        self.factors.load_state_dict(state["factors"], device=device, dtype=self._dtype)
+        # Rank 0 keeps what all have met so far, so that a sum over ranks counts it once.
+        self.factors.events.load_state_dict(state["events"] if self._world.is_first else {})
+        self._refresh.load_state_dict(state["refresh"])
+        self._means = {name: one.to(device) for name, one in state["means"].items()}
+        self._inverted = set(state["inverted"])
+        self._examples = state["examples"]
+        self.inverses = self.factors.inverses
+        if self._shares_inverses:
+            found = {name: one["inverse"] for name, one in state["factors"].items()}
+            self.inverses = {
+                name: inverse.to(device, self._dtype, copy=True)
+                for name, inverse in found.items()
+                if inverse is not None
+            }
+
+
+def _owners(shapes: Sequence[FactorShape], settings: KFACSettings, ranks: int) -> dict[str, int]:
+    """The rank of each factor: factors apart, or whole blocks where owners precondition."""
+    if settings.distribution == "inverses":
+        return factor_owners(shapes, place(factor_costs(shapes), ranks))
+    refresh = settings.refresh
+    every = refresh.inverse_every if isinstance(refresh, FixedRefresh) else 1
+    return factor_owners(shapes, place(block_costs(shapes, inverse_every=every), ranks))
+
+
+def _refresh_plan(settings: KFACSettings, names: Sequence[str]) -> RefreshPlan:
+    if isinstance(settings.refresh, AdaptiveRefresh):
+        return AdaptiveRefreshController(settings.refresh, names)
+    return FixedRefreshPlan(settings.refresh, names)
+
+
+def _sum_dtype(blocks: Sequence[FisherBlock]) -> torch.dtype:
+    """float64 where the parameters are, else float32."""
+    return accumulation_dtype(blocks[0].parameters[0].dtype)
+
+
+def _refuse_silent(names: Sequence[str]) -> None:
+    if names:
+        rule = "must take part in the first update"
+        hint = "K-FAC(..) before the forward pass; left_out = [...] in the settings leaves it out"
+        raise InputError(f"layer {names[0]}", rule, f"{len(names)} layers did not fire", hint=hint)

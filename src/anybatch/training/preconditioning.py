@@ -1,0 +1,110 @@
+"""Preconditioning: a recipe's K-FAC between a model's passes and its transforms of the gradient."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, final
+
+from torch import nn
+
+from anybatch.errors import InputError
+from anybatch.kfac.preconditioner import KFAC
+from anybatch.objectives import logits_of
+from anybatch.recipe import LARSSettings, Recipe, SGDSettings, SGDWSettings
+from anybatch.schedules import Clock, Position, resolve_schedule, value_at
+from anybatch.task import Task
+from anybatch.training.build import Optimizer
+from anybatch.training.portion import Portion
+from anybatch.world import World
+
+__all__ = ["Preconditioning", "check_preconditioner"]
+
+
+def check_preconditioner(task: Task, recipe: Recipe) -> None:
+    """Refuse what cannot stand beside a preconditioner.
+
+    Raises:
+        InputError: an optimizer that scales every coordinate by itself; blocks, control of the
+            batch size, local updates; model statistics of a loss that is the task's own; schedules
+            of a preconditioner that is not there.
+    """
+    settings = recipe.preconditioner
+    if settings is None:
+        for name in ("damping", "refresh"):
+            schedule = getattr(recipe.schedules, name)
+            if schedule.name != "constant":
+                raise InputError(f"schedules.{name}", "must come with a preconditioner")
+        return
+    if not isinstance(recipe.optimizer, SGDSettings | SGDWSettings | LARSSettings):
+        rule = "must be sgd, sgdw or lars with a preconditioner"
+        hint = "the others scale every coordinate by themselves"
+        raise InputError("optimizer.name", rule, recipe.optimizer.name, hint=hint)
+    for name in ("blocks", "batch_control", "communication"):
+        if getattr(recipe, name) is not None:
+            raise InputError(name, "must be left out with a preconditioner: not served together")
+    if settings.fisher != "empirical" and (task.loss is not None or task.loss_scope == "batch"):
+        rule = 'must be "empirical" for a loss of the task\'s own'
+        raise InputError("preconditioner.fisher", rule, settings.fisher)
+    if settings.fisher != "empirical" and recipe.loss.coupled == "cached-outputs":
+        raise InputError("preconditioner.fisher", 'must be "empirical" with cached outputs')
+
+
+@final
+class Preconditioning:
+    """K-FAC as one of a step's parts.
+
+    Args:
+        task: says which distribution its loss belongs to.
+        recipe: has a preconditioner.
+        model: the bare module, before it is compiled or wrapped.
+        optimizer: whose lr `kl_clip` bounds.
+        clock: lengths of the run, for the schedules.
+        world: ranks that share the work.
+
+    Attributes:
+        kfac: of the model.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        recipe: Recipe,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        clock: Clock,
+        world: World,
+    ) -> None:
+        assert recipe.preconditioner is not None
+        self._settings = recipe.preconditioner
+        self._damping = resolve_schedule(recipe.schedules.damping, clock)
+        self._refresh = resolve_schedule(recipe.schedules.refresh, clock)
+        self._family: Literal["softmax", "gaussian"] = (
+            "gaussian" if task.kind == "regression" else "softmax"
+        )
+        self.kfac = KFAC(
+            model,
+            optimizer,
+            settings=recipe.preconditioner,
+            world=world,
+            loss_reduction=recipe.loss.reduction,
+        )
+
+    def apply(self, position: Position) -> None:
+        """Set the damping and the intervals of the update at this position."""
+        self.kfac.damping = self._settings.damping * value_at(self._damping, position)
+        self.kfac.refresh_factor = value_at(self._refresh, position)
+
+    def begin(self, portion: Portion, *, observed: bool) -> None:
+        """Have the passes over a portion observed, where statistics are due.
+
+        Args:
+            portion: this rank's share; a placeholder is not observed.
+            observed: False for a gradient that is not to be preconditioned.
+        """
+        self.kfac.begin_update(portion.num_examples)
+        self.kfac.observing = observed and portion.counted
+
+    def take_outputs(self, outputs: Any) -> None:
+        """Statistics of the model's own distribution, where the recipe asks for them."""
+        if self._settings.fisher != "empirical":
+            self.kfac.observe_outputs(logits_of(outputs), self._family)
