@@ -22,6 +22,7 @@ from benchmarks import (
     plan_regret,
     reproductions,
     resume,
+    scaling,
     truth_gallery,
 )
 from benchmarks.harness import Benchmark, Folders, parse_seconds, run_benchmarks, stored_results
@@ -44,6 +45,7 @@ _BENCHMARKS: tuple[Benchmark, ...] = (
     plan_regret,
     plan_predictions,
     reproductions,
+    scaling,
 )
 _HERE = Path(__file__).parent
 _FOLDERS = Folders(results=_HERE / "results", runs=_HERE / "runs")

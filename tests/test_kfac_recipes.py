@@ -156,14 +156,14 @@ def test_the_releases_momentum_is_torchs_with_the_lr_outside() -> None:
         recipe, optimizer=SGDWSettings(lr=0.025, momentum=0.985, momentum_correction=True)
     )
     expected = by_hand(paper=False)
-    assert trace(recipe) == pytest.approx(expected, rel=1e-12)
-    assert trace(corrected) == pytest.approx(expected, rel=1e-12)
+    assert trace(recipe) == pytest.approx(expected, rel=1e-7)
+    assert trace(corrected) == pytest.approx(expected, rel=1e-7)
 
 
 def test_the_papers_momentum_falls_with_the_lr_inside_of_it() -> None:
     recipe = load_recipe(VARIANTS[0])
     expected = by_hand(paper=True)
-    assert trace(recipe) == pytest.approx(expected, rel=1e-12)
+    assert trace(recipe) == pytest.approx(expected, rel=1e-7)
     assert trace(recipe) != pytest.approx(by_hand(paper=False), rel=1e-2)
     assert recipe.schedules.momentum == recipe.schedules.lr
     constant = replace(recipe, schedules=Schedules(lr=recipe.schedules.lr))

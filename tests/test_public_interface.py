@@ -143,6 +143,7 @@ HELP = [
     ["explain", "--help"],
     ["calibration", "--help"],
     ["throughput", "--help"],
+    ["predict-scaling", "--help"],
     ["noise-scale", "--help"],
     ["loss-oscillation", "--help"],
     ["sharpness", "--help"],

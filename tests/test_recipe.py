@@ -249,7 +249,7 @@ def test_a_shipped_recipe_loads_resolves_and_comes_back(name: str) -> None:
     assert recipe.description
     assert recipe_from_mapping(recipe_to_mapping(recipe)) == recipe
     assert difference(recipe, load_recipe(name)) == []
-    clock = recipe_clock(recipe, 50_000)
+    clock = recipe_clock(recipe, 200_000)  # more than the largest batch
     schedules = recipe.schedules
     for schedule in (schedules.lr, schedules.momentum, schedules.weight_decay):
         resolved = resolve_schedule(schedule, clock)

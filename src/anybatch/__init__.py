@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from anybatch.measuring.noise_scale import measure_noise_scale as measure_noise_scale
     from anybatch.measuring.sharpness import SharpnessSettings as SharpnessSettings
     from anybatch.measuring.sharpness import measure_sharpness as measure_sharpness
+    from anybatch.measuring.stage_times import StageTimesSettings as StageTimesSettings
+    from anybatch.measuring.stage_times import measure_stage_times as measure_stage_times
     from anybatch.measuring.throughput import ThroughputSettings as ThroughputSettings
     from anybatch.measuring.throughput import measure_throughput as measure_throughput
     from anybatch.models.table import ModelShape as ModelShape
@@ -139,6 +141,7 @@ _HOMES = {
     "measuring.noise_monitor": ("NoiseScaleMonitor",),
     "measuring.noise_scale": ("NoiseScaleSettings", "measure_noise_scale"),
     "measuring.sharpness": ("SharpnessSettings", "measure_sharpness"),
+    "measuring.stage_times": ("StageTimesSettings", "measure_stage_times"),
     "measuring.throughput": ("ThroughputSettings", "measure_throughput"),
     "models.table": ("ModelShape", "build_model"),
     "objectives": ("Metric",),

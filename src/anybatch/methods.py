@@ -38,6 +38,7 @@ def _lr(settings: str) -> str:
 
 
 _SGD = _optimizer("sgd", "lr = 0.1, momentum = 0.9, weight_decay = 5e-4")
+_KFAC = 'preconditioner = { name = "kfac", damping = 0.01 }'
 _SGDR = _lr('name = "sgdr", first_cycle = "1 epoch", cycle_growth = 2.0')
 
 _UPDATE_RULES = (
@@ -93,6 +94,25 @@ _UPDATE_RULES = (
         (_optimizer("muon", "lr = 0.02"),),
         "Jordan et al. 2024", 0, "large-batch-optimizers",
     ),
+    Method("K-FAC", (_SGD, _KFAC), "Martens, Grosse 2015", 3, "kfac"),
+    Method(
+        "K-FAC, adaptive refresh of its statistics",
+        (_SGD, _KFAC, 'preconditioner.refresh = { name = "adaptive" }'),
+        "Osawa et al. 2020", 3, "kfac",
+    ),
+    Method(
+        "momentum that falls with the lr, which stands inside",
+        (
+            _optimizer("sgdw", "lr = 0.05"),
+            _lr('name = "polynomial", power = 3.0'),
+            'schedules.momentum = { name = "polynomial", power = 3.0 }',
+        ),
+        "Osawa et al. 2019", 3, "kfac",
+    ),
+    Method(
+        "weights rescaled to a bound on their norm", ("rescaling = {}",), "Osawa et al. 2019", 3,
+        "kfac",
+    ),
     Method(
         "no decay of biases and norms",
         ("decayed = { biases = false, norms = false }",),
@@ -130,6 +150,11 @@ _SCHEDULES = (
         "lr linear over some epochs, then constant",
         (_lr('name = "warmup", duration = "1 epoch"'),),
         "Page 2018", 1, "schedules",
+    ),
+    Method(
+        "polynomial lr that ends beyond the run",
+        (_lr('name = "polynomial", power = 8.0, length = "3 epochs"'),),
+        "Osawa et al. 2019", 3, "schedules",
     ),
     Method("lower lr on a plateau", ("plateau = { patience = 2 }",), "", 2, "plateau"),
     Method(

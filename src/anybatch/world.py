@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import inspect
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -319,7 +320,8 @@ def _named(what: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
+        # Without the place in torch's source, and the advice that follows.
+        reason = re.sub(r"\[[^\]]*:\d+\] ", "", " ".join(str(error).split())).split(". ")[0][:200]
         raise LostRankError(f"{what}: another rank has ended or hangs ({reason})") from error
 
 
@@ -385,7 +387,8 @@ class Channel:
             return Arrival([], what)
         self.link_bytes += (self.size - 1) * own.nbytes
         with _named(what):
-            work = dist.reduce_scatter_tensor(own, flat, group=self._group, async_op=True)
+            scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+            work = scatter(own, flat, group=self._group, async_op=True)  # renamed in torch 2.13
         return self._arrival(work, what)
 
     def all_to_all(self, flat: Tensor, received: Tensor, counts: Sequence[int]) -> Arrival:
@@ -417,7 +420,8 @@ class Channel:
             return Arrival([], what)
         self.link_bytes += (self.size - 1) * own.nbytes
         with _named(what):
-            work = dist.all_gather_into_tensor(flat, own, group=self._group, async_op=True)
+            gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+            work = gather(flat, own, group=self._group, async_op=True)  # renamed in torch 2.13
         return self._arrival(work, what)
 
     def _arrival(self, work: dist.Work | None, what: str) -> Arrival:

@@ -22,6 +22,7 @@ from anybatch.measuring.loss_oscillation import (
 from anybatch.measuring.lr_range import LRRangeSettings, measure_lr_range
 from anybatch.measuring.noise_scale import NoiseScaleSettings, measure_noise_scale
 from anybatch.measuring.sharpness import SharpnessSettings, measure_sharpness
+from anybatch.measuring.stage_times import StageTimesSettings, measure_stage_times
 from anybatch.measuring.throughput import ThroughputSettings, measure_throughput
 from anybatch.recipe import ClipGlobalNorm, Recipe, SGDSettings
 from anybatch.run import Run
@@ -51,11 +52,14 @@ MEASUREMENTS: dict[str, Callable[[Task | Training, Recipe | None], Measurement]]
     "noise-scale": lambda subject, recipe: measure_noise_scale(
         subject, recipe, settings=NoiseScaleSettings(max_probes=12)
     ),
+    "stage-times": lambda subject, recipe: measure_stage_times(
+        subject, recipe, settings=StageTimesSettings(seconds=0.1, rounds=2, max_examples=8)
+    ),
     "throughput": lambda subject, recipe: measure_throughput(
         subject, recipe, settings=ThroughputSettings(seconds=0.3, rounds=2, max_micro_batch_size=4)
     ),
 }
-TIMED = {"throughput"}
+TIMED = {"stage-times", "throughput"}
 RECIPE = Recipe(
     optimizer=SGDSettings(lr=0.05, momentum=0.9),
     batch_size=20,

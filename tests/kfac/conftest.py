@@ -1,1 +1,8 @@
-"""Shared by the tests of K-FAC."""
+"""Lets the tests of this folder import its helpers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

@@ -15,6 +15,7 @@ from anybatch.kfac import autocorrelation, patches
 from anybatch.kfac.patches import (
     Convolution,
     convolution_input_diagonal,
+    convolution_input_multiply_adds,
     convolution_input_sum,
 )
 
@@ -184,6 +185,14 @@ def test_narrow_inputs_are_widened_first_also_under_autocast(way: Way, dtype: to
     scale = expected.abs().max().item()
     assert (found - expected).abs().max().item() <= 1e-5 * scale
     assert torch.allclose(diagonal.double(), expected.diagonal(dim1=1, dim2=2), rtol=1e-5)
+
+
+def test_the_count_of_multiply_adds_follows_the_way() -> None:
+    strided = nn.Conv2d(8, 8, 3, stride=2, padding=1, padding_mode="reflect")
+    assert convolution_input_multiply_adds(strided, (8, 8), examples=3) == 3 * 16 * 72**2
+    plain = nn.Conv1d(64, 8, 2, groups=2)
+    found = convolution_input_multiply_adds(plain, (100,), examples=512)
+    assert found == 512 * 2 * 32**2 * (100 + 99)  # a tap with itself, and with the other
 
 
 def test_an_empty_batch_adds_nothing() -> None:

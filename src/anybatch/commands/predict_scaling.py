@@ -12,7 +12,11 @@ from anybatch.run import Run, write_atomically
 
 if TYPE_CHECKING:
     from anybatch.options.predict_scaling import PredictScaling
-    from anybatch.planning.arithmetic.scaling_curve import Prediction, ScalingRequest
+    from anybatch.planning.arithmetic.scaling_curve import (
+        KnownUpdates,
+        Prediction,
+        ScalingRequest,
+    )
     from anybatch.planning.foretell_scaling import LinkChoice
     from anybatch.recipe import Recipe
     from anybatch.task import Task
@@ -43,7 +47,7 @@ def predict_scaling(options: PredictScaling) -> int:
 
     ranks = _ranks(options.ranks)
     latency, bandwidth = _link_of(options)
-    updates = dict(known_updates(path) for path in options.updates_from)
+    updates: dict[str, KnownUpdates] = dict(map(known_updates, options.updates_from))
     taken: list[Measurement] = []
     told: list[str] = []
 

@@ -97,7 +97,7 @@ def draw_reach(ax: Axes, measured: Measured) -> None:
     ticks = sorted(set(fitted["ranks"]))
     ax.set_xticks(ticks, [f"{count:,.0f}" for count in ticks])
     ax.xaxis.set_minor_formatter("")
-    ax.yaxis.set_major_formatter("{x:,g}")
+    ax.yaxis.set_major_formatter("{x:,.10g}")
     ax.yaxis.set_minor_formatter("")
     ax.legend(frameon=False, fontsize="small")
     label = "seconds to the target, predicted" if to_target else "examples per second, predicted"
@@ -117,8 +117,8 @@ def _caption(measured: Measured) -> str:
     latency, bandwidth = 1e6 * link["latency_seconds"], 1e-9 / max(link["seconds_per_byte"], 1e-30)
     return (
         f"Predicted seconds of one update with {sizes}, from stages measured on one rank and a "
-        f"link of {latency:.3g} us and {bandwidth:.3g} GB/s ({link['source']}). Congestion and slow "
-        "ranks are not in it."
+        f"link of {latency:.3g} us and {bandwidth:.3g} GB/s ({link['source']}). Congestion and "
+        "slow ranks are not in it."
     )
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "Axis",
     "autocorrelation",
     "autocorrelation_cost",
+    "autocorrelation_positions",
     "product_cost",
 ]
 
@@ -188,12 +189,20 @@ def autocorrelation_cost(axes: tuple[Axis, Axis], *, channels: int, examples: in
     height, width = axes[0].length, axes[1].length
     moved = COPY_COST * examples * channels * height * width
     moved += COPY_COST * (channels * axes[0].taps * axes[1].taps) ** 2
-    cells = _cells(*axes)
-    positions = sum(_size(cell.rows) * _size(cell.columns) for cell in cells)
+    cells, positions = _cells(*axes), autocorrelation_positions(axes)
     summed = sum(_size(cell.rows) for cell in cells) * (4.0 * channels**2 + _MATRIX_COST)
     slices = math.ceil(4 * examples * channels * height * width / _BUFFER_BYTES)
     calls = CALL_COST * len(cells) * slices
     return moved + examples * product_cost(positions, channels) + slices * summed + calls
+
+
+def autocorrelation_positions(axes: tuple[Axis, Axis]) -> int:
+    """Positions of one example that `autocorrelation` multiplies, over all shifts.
+
+    Args:
+        axes: of height and width.
+    """
+    return sum(_size(cell.rows) * _size(cell.columns) for cell in _cells(*axes))
 
 
 def product_cost(rows: int, side: int, *, share: float = 1.0) -> float:

@@ -189,8 +189,8 @@ class Capture:
             One backward pass to the layers' outputs for "sampled", one for each output for "exact".
 
         Raises:
-            InputError: a graph that cannot be walked twice (a compiled model, a checkpoint that
-                re-enters); outputs without a graph.
+            InputError: outputs without a graph, or with one that cannot be walked twice. (Layers in
+                checkpoints that re-enter have no graph before backward: they are missing.)
         """
         passages = [each for each in self._open if self._output_factor(each.block)]
         if not passages or not self.observing:

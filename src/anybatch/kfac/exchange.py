@@ -174,8 +174,8 @@ class StatisticsExchange:
             names: see `reduce_to_owners`.
         """
         ordered = self._ordered(sums if names is None else names)
-        for name in set(ordered) & set(sums):
-            if sums[name].dtype != self._dtype:
+        for name in ordered:
+            if name in sums and sums[name].dtype != self._dtype:
                 rule = f"must be {self._dtype}, as the exchange"
                 raise InputError(f"the sum of {name}", rule, sums[name].dtype)
         arrivals = [] if extra is None else [self._channel.sum_in_place(extra)]

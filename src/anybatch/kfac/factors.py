@@ -77,7 +77,8 @@ class Factors:
             if event is not None:
                 self.events.add(event)
             if inverse is not None:
-                self.inverses[name] = inverse
+                # One layout, whichever solver: products round by it, and states are compared.
+                self.inverses[name] = inverse.contiguous()
 
     def state_dict(self) -> dict[str, Any]:
         """By factor name; tensors are not copied."""

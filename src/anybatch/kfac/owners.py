@@ -118,6 +118,8 @@ def num_channels(norm: nn.Module) -> int:
 
 
 def _kind(module: nn.Module) -> BlockKind | None:
+    if "weight" not in module._parameters:
+        return None
     if _has_forward_of(module, nn.Linear):
         return "linear"
     if any(_has_forward_of(module, each) for each in _CONVOLUTIONS):
@@ -145,6 +147,8 @@ def _reason(module: nn.Module) -> str:
     kind = type(module).__name__
     if isinstance(module, nn.SyncBatchNorm):
         return "statistics of SyncBatchNorm, which span ranks, are not known here"
+    if "weight" not in module._parameters and hasattr(module, "weight"):
+        return f"the weight of {kind} is computed from other parameters"
     if _has_forward_of(module, nn.Embedding):
         return "its gradient is sparse or divided by the frequency"
     if isinstance(module, (nn.Linear, *_CONVOLUTIONS, nn.Embedding, *_NORMS)):

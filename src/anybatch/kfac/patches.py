@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +27,16 @@ from anybatch.kfac.autocorrelation import (
     Axis,
     autocorrelation,
     autocorrelation_cost,
+    autocorrelation_positions,
     product_cost,
 )
 
-__all__ = ["Convolution", "convolution_input_diagonal", "convolution_input_sum"]
+__all__ = [
+    "Convolution",
+    "convolution_input_diagonal",
+    "convolution_input_multiply_adds",
+    "convolution_input_sum",
+]
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -72,7 +78,7 @@ def convolution_input_sum(inputs: Tensor, module: Convolution, *, with_bias: boo
         Grosse, Martens (2016), A Kronecker-factored approximate Fisher matrix for convolution
         layers, equation 12.
     """
-    images, axes = _images_and_axes(inputs.detach(), module)
+    images, axes = _images_and_axes(inputs, module)
     groups, channels = module.groups, images.shape[1] // module.groups
     weights = channels * math.prod(axis.taps for axis in axes)
     total = _zeros(images, (groups, weights + with_bias, weights + with_bias))
@@ -118,7 +124,7 @@ def convolution_input_diagonal(inputs: Tensor, module: Convolution, *, with_bias
         >>> convolution_input_diagonal(torch.tensor([[[1.0, 2.0, 3.0]]]), layer, with_bias=True)
         tensor([[ 5., 13.,  2.]])
     """
-    images, axes = _images_and_axes(inputs.detach(), module)
+    images, axes = _images_and_axes(inputs, module)
     squares = _zeros(images, (1, *images.shape[1:]))
     size = squares.element_size() * max(1, images[:1].numel())
     for part in torch.split(images, max(1, _BUFFER_BYTES // size)):
@@ -127,6 +133,37 @@ def convolution_input_diagonal(inputs: Tensor, module: Convolution, *, with_bias
     if not with_bias:
         return diagonal
     return functional.pad(diagonal, (0, 1), value=len(images) * _outputs(axes))
+
+
+def convolution_input_multiply_adds(
+    module: Convolution, size: Sequence[int], *, examples: int
+) -> int:
+    """Multiply-adds of `convolution_input_sum` by the way that it takes.
+
+    Args:
+        module: the layer.
+        size: of its images, without examples and channels.
+        examples: in the batch.
+
+    Raises:
+        InputError: the kernel is larger than the padded image.
+
+    Example:
+        >>> layer = nn.Conv2d(64, 64, 3, padding=1)
+        >>> dense = 128 * 1024 * (64 * 9) ** 2
+        >>> dense / convolution_input_multiply_adds(layer, (32, 32), examples=128)
+        6.6...
+    """
+    pads = [(0, 0)] * len(size) if module.padding_mode == "zeros" else _paddings(module)
+    padded = [length + sum(pad) for length, pad in zip(size, pads, strict=True)]
+    axes = _axes(module, padded)
+    channels, groups = module.in_channels // module.groups, module.groups
+    plane = _autocorrelation_axes(axes, channels=channels, groups=groups, examples=examples)
+    if plane is not None:
+        return examples * groups * channels**2 * autocorrelation_positions(plane)
+    side = channels * math.prod(axis.taps for axis in axes)
+    blocks = _num_blocks(side)
+    return examples * groups * _outputs(axes) * side**2 * (blocks + 1) // (2 * blocks)
 
 
 def _zeros(images: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -141,20 +178,24 @@ def _outputs(axes: tuple[Axis, ...]) -> int:
 def _images_and_axes(inputs: Tensor, module: Convolution) -> tuple[Tensor, tuple[Axis, ...]]:
     """The inputs with a batch and with the padding that is not of zeros; how the kernel runs."""
     images = inputs if inputs.dim() == len(module.kernel_size) + 2 else inputs.unsqueeze(0)
-    pads = _paddings(module)
-    if module.padding_mode != "zeros" and any(map(any, pads)):
-        widths = [width for pad in reversed(pads) for width in pad]
+    if module.padding_mode != "zeros":
+        widths = [width for pad in reversed(_paddings(module)) for width in pad]
         images = functional.pad(images, widths, mode=module.padding_mode)
-        pads = [(0, 0)] * len(pads)
-    sizes = zip(module.kernel_size, module.stride, module.dilation, strict=True)
+    return images, _axes(module, images.shape[2:])
+
+
+def _axes(module: Convolution, size: Sequence[int]) -> tuple[Axis, ...]:
+    """How the kernel runs over an image that has the padding that is not of zeros."""
+    pads = _paddings(module) if module.padding_mode == "zeros" else [(0, 0)] * len(size)
+    kernel = zip(module.kernel_size, module.stride, module.dilation, strict=True)
     axes = tuple(
         Axis(length, taps, stride, dilation, *pad)
-        for length, (taps, stride, dilation), pad in zip(images.shape[2:], sizes, pads, strict=True)
+        for length, (taps, stride, dilation), pad in zip(size, kernel, pads, strict=True)
     )
     if min(axis.outputs for axis in axes) < 1:
-        size = tuple(images.shape[2:])
-        raise InputError("inputs", f"must not be smaller than the kernel of {module}", size)
-    return images, axes
+        rule = f"must not be smaller than the kernel of {module}"
+        raise InputError("inputs", rule, tuple(size))
+    return axes
 
 
 def _paddings(module: Convolution) -> list[tuple[int, int]]:

@@ -18,8 +18,9 @@ from anybatch.measuring.stage_times_reading import COLUMNS
 from anybatch.measuring.subjects import recipe_settings
 from anybatch.measuring.timed_step import TimedStep
 from anybatch.progress import Activity
-from anybatch.recipe import FixedRefresh, KFACSettings, LARSSettings, SGDSettings
+from anybatch.recipe import FixedRefresh, KFACSettings, LARSSettings, OptimizerSettings, SGDSettings
 from anybatch.training.build import Optimizer, build_optimizer
+from anybatch.training.local_updates import averaged_tensors
 from anybatch.training.training import Training
 
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = ["StageTest"]
 
-_OPTIMIZERS = {"sgd": SGDSettings(lr=0.0, momentum=0.9), "lars": LARSSettings(lr=0.0)}
+_OPTIMIZERS: dict[str, OptimizerSettings] = {
+    "sgd": SGDSettings(lr=0.0, momentum=0.9),
+    "lars": LARSSettings(lr=0.0),
+}
 _LEAST_ROUNDS = 2
 _PAIRS, _LONGEST_VISIT = 5, 0.06  # of updates in a round, and seconds after which one is enough
 
@@ -153,7 +157,7 @@ class StageTest:
             plain, observed = self._update(portion, observing=False), math.nan
             if not self._not_measured:
                 observed = self._update(portion, observing=True)
-            pairs.append(tuple(self._training.world.from_first((plain, observed))))
+            pairs.append(self._training.world.from_first((plain, observed)))
         plains, observeds = zip(*pairs, strict=True)
         return statistics.median(plains), statistics.median(observeds)
 
@@ -184,7 +188,12 @@ class StageTest:
         every = (1, 1)
         if isinstance(refresh, FixedRefresh):
             every = (refresh.statistics_every, refresh.inverse_every)
-        buffers = [b for b in training.model.buffers() if b.is_floating_point()]
+        local = training.recipe.communication
+        averaged = averaged_tensors(
+            training.model,
+            training.optimizer,
+            state=local is not None and local.state == "averaged",
+        )
         return (
             settings
             | recipe_settings(training.task, training.recipe)
@@ -194,7 +203,7 @@ class StageTest:
                 "threads": torch.get_num_threads(),
                 "world_size": training.world.size,
                 "gradient_bytes": self._timed.gradient_bytes(),
-                "averaged_bytes": num_bytes([*training.model.parameters(), *buffers]),
+                "averaged_bytes": num_bytes(averaged),
                 "blocks": [] if self._not_measured else self._block_times.described(),
                 "uncovered": {name: reason for name, _, reason in self._coverage.uncovered},
                 "not_measured": self._not_measured,
