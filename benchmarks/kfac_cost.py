@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -188,7 +187,9 @@ def measure_memory(size: Size) -> dict[str, Any]:
 def _print_peak(name: str, size: Size) -> None:
     torch.set_num_threads(1)
     _cycle(next(arm for arm in ARMS if arm.name == name), size)()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    status = Path("/proc/self/status").read_text()  # ru_maxrss begins at that of the parent
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    print(int(peak.split()[1]) * 1024)
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -265,16 +266,26 @@ def verdict(results: dict[str, dict[str, Any]]) -> str:
         ratios = _ratios(rounds, ours, _LIMITED)
         median, (low, high) = statistics.median(ratios), median_interval(ratios)
         held = "holds" if high <= _LIMIT else "open" if low <= _LIMIT else "fails"
-        peers = [
-            (statistics.median(found), arm.name)
-            for arm in ARMS
-            if arm.package and arm.kinds == ours.kinds and (found := _ratios(rounds, arm, _LIMITED))
-        ]
         text = f"{held} at {median:.2f} x ({low:.2f} to {high:.2f})"
-        if peers:
-            text += f", {min(peers)[1]} {min(peers)[0]:.2f} x"
+        for mine in (arm for arm in ARMS if not arm.package and arm.kinds == ours.kinds):
+            text += _quickest_peer(rounds, mine)
         parts.append(f"{threads} thread{'s' * (threads > 1)}: {text}")
     return "; ".join(parts) or "not measured yet"
+
+
+def _quickest_peer(rounds: Sequence[_Round], mine: Arm) -> str:
+    """How long the quickest K-FAC of the same layout and layers takes beside one of ours."""
+    found = []
+    for arm in (arm for arm in ARMS if arm.package and arm.baseline == mine.baseline):
+        pairs = [
+            (_seconds(arm, taken, _LIMITED), _seconds(mine, taken, _LIMITED))
+            for taken in rounds
+            if arm.kinds == mine.kinds and arm.name in taken and mine.name in taken
+        ]
+        ratios = [other / own for other, own in pairs if other is not None and own is not None]
+        if ratios:
+            found.append((statistics.median(ratios), arm.name))
+    return f", {min(found)[1]} {min(found)[0]:.2f} x {mine.name}" if found else ""
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -299,8 +310,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         "many updates, from the kinds of updates by their shares; optimizers have one ratio.",
         "Statistics and inversion: what an update with them takes longer. Ours covers the norms",
         "too; kfac-pytorch, ASDL and SINGD cover linear layers and convolutions here, so equal",
-        "layers are those with frozen norms. SINGD makes both anew at once. Adaptive: the mean over",
-        "updates 5 onwards of a training.",
+        "layers are those with frozen norms. SINGD makes both anew at once. Adaptive: the mean",
+        "over updates 5 onwards of a training.",
     ]
     if timed:
         predicted = ", ".join(f"{value:.2f} at {r}" for r, value in timed[0]["predicted"].items())

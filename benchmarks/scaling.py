@@ -186,9 +186,10 @@ def _constants(fits: Mapping[str, dict[str, Any]]) -> str:
             f"{1e9 * found['seconds_per_byte']:.2f} ns a byte"
         )
     told.append(
-        "A latency of 0 and 0 ns a byte say that up to 64 GPUs nothing in the curve is traffic "
-        "that grows; what makes it rise beyond 256 cannot be foretold from there. Four GPUs share "
-        "a node, whose links are quicker than those between nodes."
+        "Where a message and a byte cost nothing, the fitted points ask for no traffic at all: up "
+        "to 64 GPUs it cannot be told from the passes and the busiest rank, and what makes the "
+        "curve rise beyond 256 cannot be foretold from there. Four GPUs share a node, whose links "
+        "are quicker than those between nodes."
     )
     return "\n".join([told[0], "", *told[1:-1], "", told[-1]])
 

@@ -139,6 +139,7 @@ def recipe_of(**settings: Any) -> Recipe:
         ({"batch_size": 100}, 3, (34, None, None)),
         ({"batch_size": 1000, "micro_batch_size": 20}, 2, (40, 20, None)),
         ({"batch_size": 1000, "ghost_batch_size": 16}, 1, (1000, 512, 16)),
+        ({"batch_size": 1000, "ghost_batch_size": 48}, 1, (960, 480, 48)),
         ({"batch_size": "full", "ghost_batch_size": 32}, 1, (1024, 512, 32)),
         ({"batch_size": 64, "micro_batch_size": 32, "ghost_batch_size": 32}, 2, (32, 32, 32)),
     ],
@@ -163,18 +164,27 @@ def test_blocks_and_ghosts_shrink_with_the_pass() -> None:
 
 
 @pytest.mark.parametrize("wire", ["fp32", "fp16"])
-def test_bytes_of_one_layer_on_three_ranks_by_hand(wire: Any) -> None:
-    model = nn.Sequential(nn.Linear(2, 3, bias=False))
+@pytest.mark.parametrize(
+    ("inputs", "packed", "sent"),
+    [
+        (3, 6 + 6, 12),  # padded: (3 - 1) * 6; all-reduced: 4 / 3 * 12
+        (1, 1 + 6, 28 / 3),  # padded: (3 - 1) * 6; all-reduced: 4 / 3 * 7
+    ],
+)
+def test_bytes_of_one_layer_on_three_ranks_by_hand(
+    inputs: int, packed: int, sent: float, wire: Any
+) -> None:
+    model = nn.Sequential(nn.Linear(inputs, 3, bias=False))
     settings = KFACSettings(wire=wire, distribution="inverses")
     trained, coverage = list(model.parameters()), find_blocks(model, settings)
     gradient, statistics, inverses = travels(
         trained, coverage, recipe_of(preconditioner=settings), 3
     )
-    assert (gradient.payload_bytes, gradient.link_bytes) == (24, 32)  # 2 * 2 / 3 * 24
-    # A has 3 elements, G 6, each on a rank of its own: padded (3 - 1) * 6, all-reduced 4 / 3 * 9
-    size = 4 if wire == "fp32" else 2
-    assert (statistics.payload_bytes, statistics.link_bytes) == (9 * size, 12 * size)
-    assert (inverses.payload_bytes, inverses.link_bytes, inverses.every) == (36, 48, 100)
+    assert (gradient.payload_bytes, gradient.link_bytes) == (12 * inputs, 16 * inputs)
+    size = 4 if wire == "fp32" else 2  # A and G are each on a rank of its own
+    assert (statistics.payload_bytes, statistics.link_bytes) == (packed * size, int(sent * size))
+    assert (inverses.payload_bytes, inverses.link_bytes) == (packed * 4, int(sent * 4))
+    assert (statistics.every, inverses.every) == (10, 100)
 
 
 def test_of_local_updates_weights_travel_now_and_then() -> None:

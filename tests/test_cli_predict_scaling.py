@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from anybatch.cli import main
 from anybatch.commands import predict_scaling
+from anybatch.measurement import Measurement
+from anybatch.measuring.throughput import measure_throughput
+from anybatch.recipe import Recipe
 from anybatch.run import Run
+from anybatch.task import Task
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +57,25 @@ def test_json_is_one_document_with_the_prediction(
     assert min(values["fitted"]["seconds_per_update"]) > 0.0
 
 
+def test_passes_are_timed_without_the_preconditioner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Recipe] = []
+
+    def watched(task: Task, recipe: Recipe, **settings: Any) -> Measurement:
+        seen.append(recipe)
+        return measure_throughput(task, recipe, **settings)
+
+    monkeypatch.setattr("anybatch.measuring.throughput.measure_throughput", watched)
+    options = ["--ranks", "1,2", "--set", "preconditioner.name=kfac", "--json"]
+    options += ["--set", "preconditioner.refresh.name=fixed", "--out", str(tmp_path / "out")]
+    options += ["--set", "preconditioner.refresh.inverse_every=10"]
+    assert main(["predict-scaling", "digits", *options]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["settings"]["preconditioner"]["inverse_every"] == 10
+    assert [recipe.preconditioner for recipe in seen] == [None]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -78,3 +102,20 @@ def test_a_folder_without_updates_is_refused(
 ) -> None:
     assert main(["predict-scaling", "digits", "--updates-from", str(tmp_path)]) == 2
     assert "must be the folder of a study of batch sizes, or of a plan" in capsys.readouterr().err
+
+
+def test_updates_of_a_study_give_seconds_to_its_target(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = ["study", "batch-size", "digits", "--target", "0.8", "--batch-sizes", "16,64"]
+    assert main([*study, "--lr", "0.1", "--seeds", "1", "--out", str(tmp_path / "study")]) == 0
+    options = ["--ranks", "1,4,16", "--batch-size-per-rank", "16", "--json"]
+    options += ["--updates-from", str(tmp_path / "study"), "--out", str(tmp_path / "out")]
+    capsys.readouterr()
+    assert main(["predict-scaling", "digits", *options]) == 0
+    fitted = json.loads(capsys.readouterr().out)["fitted"]
+    methods = [method for method, known in zip(fitted["method"], fitted["seconds_to_target"],
+                                               strict=True) if known != "nan"]  # fmt: skip
+    assert methods == [0.0, 0.0, 0.0]  # SGD, as the study's recipe
+    assert fitted["extrapolated"][:3] == [0.0, 0.0, 1.0]
+    assert fitted["updates"][0] >= fitted["updates"][1] > 0.0

@@ -54,6 +54,7 @@ from anybatch.recipe import (
     SharpnessAware,
     Stopping,
     Target,
+    WeightRescaling,
 )
 from anybatch.recipe_file import apply_overrides, difference, load_recipe, shipped_recipe_names
 from anybatch.recipe_mapping import nearest, recipe_from_mapping, recipe_to_mapping
@@ -184,6 +185,7 @@ RECIPES = st.builds(
     decayed=KINDS,
     scaling=st.none() | SCALINGS,
     blocks=st.none() | BLOCKS,
+    rescaling=st.none() | st.builds(WeightRescaling, longest_skip=st.integers(0, 99)),
     batch_control=st.none() | st.builds(AdaptiveBatchSize, smallest=st.none() | COUNT),
     batch_norm=st.builds(
         BatchNormSettings, evaluated_with=st.sampled_from(["running", "last-update", "whole-set"])

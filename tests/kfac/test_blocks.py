@@ -12,7 +12,7 @@ from anybatch.errors import InputError
 from anybatch.kfac.blocks import Coverage, find_blocks
 from anybatch.kfac.explain import explain_rows, explain_table
 from anybatch.models.gpt import GPT
-from anybatch.models.table import build_model
+from anybatch.models.resnet import resnet18
 from anybatch.recipe import BatchNormSettings
 from anybatch.recipe_preconditioner import KFACSettings
 from anybatch.training.normalization import GhostNormalization
@@ -122,7 +122,7 @@ def test_what_is_not_covered_says_why() -> None:
 
 
 def test_every_parameter_is_found_exactly_once() -> None:
-    for model in (build_model("resnet18"), GPT(9, 8, tie_head=True), Own()):
+    for model in (resnet18(num_classes=10), GPT(9, 8, tie_head=True), Own()):
         coverage = coverage_of(model)
         found = [id(each) for block in coverage.blocks for each in block.parameters]
         found += [id(each) for _, each, _ in coverage.uncovered]

@@ -164,6 +164,7 @@ def test_costs_by_hand():
         "words": 50 * 4 * (1 + 4),
         "norm": 6 * 2 * 2,
     }
+    assert precondition_costs(shapes, cost)["conv"] == 2 * 240
     invert = FactorCost(per_byte=0.0)
     costs = block_costs(shapes, invert, inverse_every=10)
     assert costs["conv"] == 2 * 125 + 2 * 27 + 10 * 240

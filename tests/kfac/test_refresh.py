@@ -171,6 +171,16 @@ def test_like_the_last_but_one_alone_is_unlike() -> None:
     assert refresh.due(8)  # 3 / 2 = 1
 
 
+def test_an_interval_counts_from_the_update_that_was_made() -> None:
+    refresh = AdaptiveRefreshController(AdaptiveRefresh(), ["x"])
+    for update in (0, 1, 2):
+        refresh.observe(update, refresh.due(update), {"x": ALIKE})  # 1, 1 and 2
+    for update in (3, 4, 5):  # the one of 4 falls through, and that of 5
+        refresh.observe(update, Due())
+    refresh.observe(6, refresh.due(6), {"x": ALIKE})  # 3
+    assert [update for update in range(6, 11) if refresh.due(update)] == [9, 10]
+
+
 @pytest.mark.parametrize("longest", [1, 2, 4, 100])
 def test_no_interval_is_longer_than_the_longest(longest: int) -> None:
     found = intervals([torch.ones(1, 1)], AdaptiveRefresh(longest=longest), 60)

@@ -245,6 +245,16 @@ def test_only_the_bad_group_climbs(side: int, solver: Solver) -> None:
     assert torch.equal(inverse[2], inverse[2].mT)
 
 
+def test_each_group_stays_on_the_first_rung_that_did() -> None:
+    little = spectrum(torch.tensor([1.0, 0.5, -5e-3]), dtype=torch.float64)
+    much = spectrum(torch.tensor([1.0, 0.5, -0.5]), dtype=torch.float64)
+    inverse, event = damped_inverse(torch.cat([much, little]), 1e-3, name="0.A")
+    assert event == SolveEvent("0.A", "eigen", 1.0, "not-definite")
+    assert inverse is not None
+    assert distance_from_identity(inverse[1:], little, 1e-2) < 1e-12  # damped ten times as much
+    assert float(torch.linalg.eigvalsh(inverse[0])[-1]) == pytest.approx(1e3)
+
+
 def test_one_bad_factor_leaves_the_others_of_its_size_alone() -> None:
     good, bad = spectrum(decades(4, 2)), torch.full((1, 4, 4), math.nan, dtype=torch.float64)
     for solver in SOLVERS:

@@ -12,7 +12,8 @@ from cluster_cases import LINK, block, kfac_work, stage_times, work
 from planning_cases import throughput
 
 from anybatch.errors import InputError
-from anybatch.measurement import Measurement
+from anybatch.measurement import Estimate, Measurement
+from anybatch.plan import PLAN_FILE, Plan, PlanRequest, Price
 from anybatch.planning.arithmetic.scaling_curve import (
     METHODS,
     KnownUpdates,
@@ -31,6 +32,7 @@ from anybatch.recipe import (
     Recipe,
     SGDSettings,
 )
+from anybatch.run import write_json
 
 CURVE = UpdatesCurve(fewest_updates=100.0, critical_batch_size=1000.0)
 KNOWN = KnownUpdates(curve=CURVE, smallest=64, largest=512, target="accuracy>=0.9")
@@ -168,3 +170,47 @@ def test_whose_updates_they_are_follows_from_the_recipe() -> None:
 def test_a_folder_without_updates_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="must be the folder of a study of batch sizes"):
         known_updates(tmp_path)
+
+
+def test_a_plan_tells_its_medians_on_its_own_ranks(tmp_path: Path) -> None:
+    recipe = Recipe(optimizer=SGDSettings(lr=0.1), batch_size=64)
+    request = PlanRequest(
+        task={},
+        num_examples=1000,
+        num_validation=100,
+        target="accuracy>=0.9",
+        kind="classification",
+        metric_name="accuracy",
+        metric_direction="max",
+        recipe=recipe,
+    )
+
+    def estimate(value: float | None) -> Estimate:
+        return Estimate(value=value, low=0.0, reason="" if value else "not reached")
+
+    prices = [
+        Price(
+            batch_size=size,
+            ranks=ranks,
+            updates=estimate(updates),
+            seconds=estimate(1.0),
+            device_hours=estimate(1.0),
+            near_optimal=False,
+        )
+        for size, ranks, updates in (
+            (32, 1, float(CURVE.updates(32))),
+            (512, 1, float(CURVE.updates(512))),
+            (1024, 1, None),
+            (2048, 8, 1.0),
+        )
+    ]
+    named = dict.fromkeys(("updates", "examples", "seconds", "batch_size", "lr"), estimate(1.0))
+    plan = Plan(
+        request=request, recipe=recipe, predictions=named, near_optimal=(), prices=tuple(prices)
+    )
+    write_json(tmp_path / PLAN_FILE, plan.to_dict())
+    for path in (tmp_path, tmp_path / PLAN_FILE):
+        method, known = known_updates(path)
+        assert (method, known.target) == ("sgd", "accuracy>=0.9")
+        assert (known.smallest, known.largest) == (32, 512)
+        assert known.curve.updates(128) == pytest.approx(CURVE.updates(128), rel=1e-3)

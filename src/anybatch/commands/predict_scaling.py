@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from anybatch.commands.measure import measure
@@ -54,8 +55,9 @@ def predict_scaling(options: PredictScaling) -> int:
     def take(task: Task, recipe: Recipe) -> Measurement:
         request = _request(options, ranks, task, recipe)  # refused before anything is timed
         shown = not options.json
+        plain = dataclasses.replace(recipe, preconditioner=None)  # its stages are timed apart
         throughput = measure_throughput(
-            task, recipe, settings=ThroughputSettings(seconds=_SECONDS), progress=shown
+            task, plain, settings=ThroughputSettings(seconds=_SECONDS), progress=shown
         )
         taken.append(throughput)
         choice = chosen_link(throughput, latency_seconds=latency, bytes_per_second=bandwidth)

@@ -152,7 +152,7 @@ def convolution_input_multiply_adds(
         >>> layer = nn.Conv2d(64, 64, 3, padding=1)
         >>> dense = 128 * 1024 * (64 * 9) ** 2
         >>> dense / convolution_input_multiply_adds(layer, (32, 32), examples=128)
-        6.6...
+        6.7...
     """
     pads = [(0, 0)] * len(size) if module.padding_mode == "zeros" else _paddings(module)
     padded = [length + sum(pad) for length, pad in zip(size, pads, strict=True)]

@@ -37,7 +37,7 @@ __all__ = [
 
 Sharing: TypeAlias = Literal["expand", "reduce"]
 
-_WHOLE = 512  # side up to which a product is not divided to use its symmetry
+_WHOLE = 256  # side up to which a product is not divided to use its symmetry
 
 
 def normalized(
@@ -112,7 +112,7 @@ def add_products(total: Tensor, rows: Tensor, *, with_bias: bool = False) -> Non
         with_bias: whether the side has that entry.
 
     Cost:
-        rows * side^2 multiply-adds, approaching half of it for sides above 512; the diagonal
+        rows * side^2 multiply-adds, approaching half of it for sides above 256; the diagonal
         rows * side.
 
     Example:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -12,7 +12,7 @@ from anybatch.measurement import Measurement
 from anybatch.planning.arithmetic.branches import BranchLosses, log_ratio_of_updates
 from anybatch.planning.arithmetic.posterior import RatioObservation
 
-__all__ = ["Arms", "arms_of", "best_lr", "diverged_lrs", "neighbour", "ratios_of"]
+__all__ = ["Arms", "arms_of", "best_lr", "diverged_lrs", "neighbour", "ratios_of", "seconds_of"]
 
 Arms: TypeAlias = Mapping[tuple[int, float], BranchLosses]
 """By batch size and lr."""
@@ -20,25 +20,60 @@ Arms: TypeAlias = Mapping[tuple[int, float], BranchLosses]
 _FEWEST_UPDATES = 12
 
 
-def arms_of(branches: Measurement | None) -> Arms:
+def arms_of(branches: Measurement | None, *, preconditioned: bool = False) -> Arms:
     """The branches by batch size and lr; diverged and very short ones are left out.
 
     Args:
         branches: the measurement; None has none.
+        preconditioned: those with a preconditioner, else those without.
     """
-    if branches is None:
-        return {}
-    series: dict[tuple[int, float], dict[float, list[float]]] = {}
-    columns = (branches.samples[name] for name in ("batch_size", "lr", "seed", "loss"))
-    for size, lr, seed, loss in zip(*columns, strict=True):
-        series.setdefault((int(size), lr), {}).setdefault(seed, []).append(loss)
     arms = {}
-    for (size, lr), by_seed in series.items():
-        length = min(map(len, by_seed.values()))
-        losses = tuple(tuple(values[:length]) for values in by_seed.values())
+    for (size, lr), by_seed in _series(branches, "loss", preconditioned).items():
+        length = min(map(len, by_seed))
+        losses = tuple(tuple(values[:length]) for values in by_seed)
         if length >= _FEWEST_UPDATES and np.isfinite(losses).all():
             arms[size, lr] = BranchLosses(batch_size=size, losses=losses)
     return arms
+
+
+def seconds_of(
+    branches: Measurement, arm: tuple[int, float], *, preconditioned: bool = False
+) -> list[list[float]]:
+    """Seconds of each update, in order, by data order.
+
+    Args:
+        branches: the measurement, which has timed them.
+        arm: batch size and lr.
+        preconditioned: whether the arm has a preconditioner.
+    """
+    by_seed = _series(branches, "seconds", preconditioned)[arm]
+    return [np.diff(seconds, prepend=0.0).tolist() for seconds in by_seed]
+
+
+def _series(
+    branches: Measurement | None, column: str, preconditioned: bool
+) -> dict[tuple[int, float], list[list[float]]]:
+    """A column by batch size and lr, then by data order."""
+    found: dict[tuple[int, float], dict[float, list[float]]] = {}
+    for size, lr, seed, value in _rows(branches, column, preconditioned):
+        found.setdefault((int(size), lr), {}).setdefault(seed, []).append(value)
+    return {arm: list(by_seed.values()) for arm, by_seed in found.items()}
+
+
+def _rows(
+    branches: Measurement | None, column: str, preconditioned: bool
+) -> Iterator[tuple[float, float, float, float]]:
+    """Batch size, lr, data order and a column of the branches with or without a preconditioner."""
+    if branches is None:
+        return
+    samples = branches.samples
+    names = ("batch_size", "lr", "seed", column)
+    plain = (0.0,) * len(samples["lr"])  # all were, before any was tried
+    flags = samples.get("preconditioned", plain)
+    for flag, *row in zip(flags, *(samples[name] for name in names), strict=True):
+        if bool(flag) == preconditioned:
+            size, lr, seed, value = row
+            yield size, lr, seed, value
 
 
 def ratios_of(arms: Arms) -> list[RatioObservation]:
@@ -80,18 +115,18 @@ def _end_of(losses: BranchLosses) -> float:
     return float(np.mean([series[-last:] for series in losses.losses]))
 
 
-def diverged_lrs(branches: Measurement | None, batch_size: int) -> list[float]:
+def diverged_lrs(
+    branches: Measurement | None, batch_size: int, *, preconditioned: bool = False
+) -> list[float]:
     """Learning rates of the branches of this size that diverged.
 
     Args:
         branches: the measurement; None has none.
         batch_size: global.
+        preconditioned: those with a preconditioner, else those without.
     """
-    if branches is None:
-        return []
-    columns = (branches.samples[name] for name in ("batch_size", "lr", "loss"))
-    rows = zip(*columns, strict=True)
-    return [lr for size, lr, loss in rows if size == batch_size and not math.isfinite(loss)]
+    rows = _rows(branches, "loss", preconditioned)
+    return [lr for size, lr, _, loss in rows if size == batch_size and not math.isfinite(loss)]
 
 
 def neighbour(sizes: Sequence[int], batch_size: int, num_examples: int) -> int | None:

@@ -23,8 +23,8 @@ from anybatch.training.checks import call_model
 from anybatch.training.mixing import ExampleMixing
 from anybatch.training.normalization import GhostNormalization
 from anybatch.training.portion import Portion
-from anybatch.training.preconditioning import Preconditioning
 from anybatch.training.precision import autocast, cast
+from anybatch.training.preconditioning import Preconditioning
 from anybatch.world import World
 
 __all__ = ["Passes"]

@@ -78,6 +78,8 @@ class Preconditioning:
         self._settings = recipe.preconditioner
         self._damping = resolve_schedule(recipe.schedules.damping, clock)
         self._refresh = resolve_schedule(recipe.schedules.refresh, clock)
+        self._told: dict[tuple[str, str], int] = {}  # failures of inversions that records tell
+        self._world = world
         self._family: Literal["softmax", "gaussian"] = (
             "gaussian" if task.kind == "regression" else "softmax"
         )
@@ -108,3 +110,25 @@ class Preconditioning:
         """Statistics of the model's own distribution, where the recipe asks for them."""
         if self._settings.fisher != "empirical":
             self.kfac.observe_outputs(logits_of(outputs), self._family)
+
+    def new_events(self) -> dict[str, int]:
+        """Inversions that did not go the ordinary way since this was asked last, over all ranks.
+
+        Returns:
+            How often, by "factor: rung of the ladder".
+
+        Collectives:
+            One gather of small objects; every rank must call.
+        """
+        counts = {
+            (name, rung): count
+            for name, rungs in self.kfac.counts()["events"].items()
+            for rung, count in rungs.items()
+        }
+        new = {key: count - self._told.get(key, 0) for key, count in counts.items()}
+        self._told = counts
+        found: dict[str, int] = {}
+        for own in self._world.all_values({key: n for key, n in new.items() if n}):
+            for (name, rung), count in own.items():
+                found[f"{name}: {rung}"] = found.get(f"{name}: {rung}", 0) + count
+        return found

@@ -24,7 +24,7 @@ from anybatch.batch_control import SizeBounds
 from anybatch.course import recipe_clock
 from anybatch.errors import InputError
 from anybatch.recipe import Recipe
-from anybatch.records import EvalRecord, Record, StepRecord
+from anybatch.records import EvalRecord, EventRecord, Record, StepRecord
 from anybatch.scaling import scaled_recipe
 from anybatch.task import SplitName, Task
 from anybatch.training.batch_control import BatchControl
@@ -251,7 +251,7 @@ class Training:
         if not logged:
             self.outcome = asked  # the losses so far stay in the window for the next session
             return looks
-        records: list[Record] = [self._step_record(), *looks]
+        records: list[Record] = [self._step_record(), *looks, *self._inversion_events()]
         if due and self.outcome is None:
             records += self._judge()
         self.outcome = self.outcome or asked
@@ -302,6 +302,25 @@ class Training:
             seconds=self.seconds,
             examples_per_second=count / max(seconds, 1e-9),
         )
+
+    def _inversion_events(self) -> list[Record]:
+        """What the preconditioner's inversions had to resort to since the last record."""
+        preconditioning = self.one_step.preconditioning
+        events = {} if preconditioning is None else preconditioning.new_events()
+        if not events:
+            return []
+        listed = ", ".join(f"{what} ({count})" for what, count in sorted(events.items())[:3])
+        more = f" and {len(events) - 3} more" if len(events) > 3 else ""
+        return [
+            EventRecord(
+                update=self.updates,
+                examples=self.feed.examples,
+                epoch=self.feed.epochs,
+                name="inversion-failed",
+                sentence=f"K-FAC's inversions did not go the ordinary way: {listed}{more}",
+                values={what: float(count) for what, count in events.items()},
+            )
+        ]
 
     def _over_ranks(self, value: float | None) -> float | None:
         """The mean over ranks of what each has of its own while they update on their own."""
