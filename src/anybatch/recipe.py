@@ -51,8 +51,11 @@ from anybatch.recipe_parts import (
 )
 from anybatch.recipe_preconditioner import (
     AdaptiveRefresh,
+    FisherNormBound,
     FixedRefresh,
     KFACSettings,
+    KLBound,
+    NoBound,
     PreconditionerSettings,
     WeightRescaling,
 )
@@ -71,10 +74,12 @@ __all__ = [
     "ClipGlobalNorm",
     "ComputeSettings",
     "ExponentialAverage",
+    "FisherNormBound",
     "FixedRefresh",
     "GradientPenalty",
     "GradientTransform",
     "KFACSettings",
+    "KLBound",
     "LAMBSettings",
     "LARSSettings",
     "LocalUpdates",
@@ -83,6 +88,7 @@ __all__ = [
     "ModelSettings",
     "MultiplicativeNoise",
     "MuonSettings",
+    "NoBound",
     "NormalizeGradient",
     "OptimizerSettings",
     "Origin",

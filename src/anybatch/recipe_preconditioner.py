@@ -9,10 +9,14 @@ from anybatch.recipe_checks import require, require_choices, require_decay_rate,
 
 __all__ = [
     "AdaptiveRefresh",
+    "FisherNormBound",
     "FixedRefresh",
     "KFACSettings",
+    "KLBound",
+    "NoBound",
     "PreconditionerSettings",
     "Refresh",
+    "StepBound",
     "WeightRescaling",
 ]
 
@@ -72,6 +76,56 @@ Refresh: TypeAlias = FixedRefresh | AdaptiveRefresh
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FisherNormBound:
+    """No step p is longer than `largest` in the Fisher's metric: sqrt(p^T g) before lr and momentum.
+
+    The lr keeps its meaning: the change of the outputs is at most lr times this bound.
+
+    Attributes:
+        largest: length, > 0.
+    """
+
+    name: ClassVar[str] = "fisher-norm"
+    largest: float = 0.1
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require_positive("largest", self.largest)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KLBound:
+    """lr^2 p^T g, about twice the Kullback-Leibler divergence of a step, is at most `largest`.
+
+    Where it bounds, the step does not depend on lr.
+
+    Attributes:
+        largest: > 0.
+
+    Reference:
+        Ba, Grosse, Martens (2017), Distributed second-order optimization using Kronecker-factored
+        approximations, section 5.
+    """
+
+    name: ClassVar[str] = "kl"
+    largest: float = 1e-3
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require_positive("largest", self.largest)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoBound:
+    """Steps are as long as they come out."""
+
+    name: ClassVar[str] = "none"
+
+
+StepBound: TypeAlias = FisherNormBound | KLBound | NoBound
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class KFACSettings:
     """Kronecker-factored natural gradient: each layer's gradient V becomes G^-1 V A^-1.
 
@@ -95,9 +149,7 @@ class KFACSettings:
         solver: of the damped inverses.
         left_out: layers that keep first-order steps, by name; * stands for anything.
         largest_factor: side; of a larger factor only the diagonal is kept, >= 1.
-        max_norm: of the step in the Fisher's metric, sqrt(p^T g); a longer one is scaled down, > 0;
-            None: no bound.
-        kl_clip: bound of lr^2 p^T g, > 0, in the place of max_norm; None: none.
+        bound: of the whole step; a longer one is scaled down.
         distribution: "gradients": the rank that owns a layer preconditions its gradient for all;
             "inverses": every rank does with the inverses that their owners send at a refresh.
         wire: of the statistics that travel between ranks.
@@ -119,8 +171,7 @@ class KFACSettings:
     solver: Literal["cholesky", "eigen"] = "cholesky"
     left_out: tuple[str, ...] = ()
     largest_factor: int = 8192
-    max_norm: float | None = 0.1
-    kl_clip: float | None = None
+    bound: StepBound = FisherNormBound()
     distribution: Literal["gradients", "inverses"] = "gradients"
     wire: Literal["fp32", "bf16", "fp16"] = "fp32"
 
@@ -131,10 +182,6 @@ class KFACSettings:
         share, side = self.batch_share, self.largest_factor
         require("batch_share", share, "must be in (0, 1]", 0 < share <= 1)
         require("largest_factor", side, "must be >= 1", side >= 1)
-        if self.max_norm is not None:
-            require_positive("max_norm", self.max_norm)
-        if self.kl_clip is not None:
-            require_positive("kl_clip", self.kl_clip)
 
 
 PreconditionerSettings: TypeAlias = KFACSettings

@@ -26,7 +26,9 @@ from anybatch.recipe import (
     ComputeSettings,
     FixedRefresh,
     KFACSettings,
+    KLBound,
     LossSettings,
+    NoBound,
     Recipe,
     RecordSettings,
     Schedules,
@@ -90,7 +92,7 @@ def recipes() -> dict[str, tuple[str, Recipe]]:
     summed = SGDSettings(lr=0.004, momentum=0.9, weight_decay=0.01)
     clip = ClipGlobalNorm(max_norm=0.2)
     schedules = Schedules(damping=Linear(start=10.0, end=1.0), refresh=Linear(start=1.0, end=3.0))
-    by_kl = {"max_norm": None, "kl_clip": 1e-3}
+    by_kl = {"bound": KLBound(largest=1e-3)}
     return {
         "mlp": ("mlp", recipe_of()),
         "cnn-ghosts": ("cnn", recipe_of(4)),
@@ -103,7 +105,7 @@ def recipes() -> dict[str, tuple[str, Recipe]]:
         "eigen": ("mlp", recipe_of(kfac={"solver": "eigen"})),
         "exact-fisher": ("mlp", recipe_of(kfac={"fisher": "exact"})),
         "sum": ("mlp", recipe_of(optimizer=summed, loss=LossSettings(reduction="sum"))),
-        "clipped": ("mlp", recipe_of(gradient=(clip,), kfac={"max_norm": None})),
+        "clipped": ("mlp", recipe_of(gradient=(clip,), kfac={"bound": NoBound()})),
         "scheduled": ("mlp", recipe_of(schedules=schedules, kfac=by_kl)),
         "three-examples": ("mlp", recipe_of(batch_size=3)),  # a rank of 4 has none
         "one-ghost": ("cnn", recipe_of(4, batch_size=4)),  # only one rank has examples

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from anybatch.recipe_preconditioner import KLBound, NoBound, StepBound
+
 __all__ = ["first_order_factor", "fisher_products", "step_factor"]
 
 
@@ -25,31 +27,28 @@ def fisher_products(steps: Sequence[Tensor], gradients: Sequence[Tensor]) -> Ten
     return torch.stack(products)
 
 
-def step_factor(
-    products: Tensor, *, max_norm: float | None, kl_clip: float | None, lrs: Tensor | None
-) -> Tensor:
+def step_factor(products: Tensor, bound: StepBound, lrs: Tensor | None = None) -> Tensor:
     """What preconditioned gradients are multiplied by, 0-dim, in (0, 1].
 
-    min(1, max_norm / sqrt(sum p^T g)), or min(1, sqrt(kl_clip / sum lr^2 p^T g)).
+    min(1, largest / sqrt(sum p^T g)) under a bound of the Fisher norm; under one of the divergence
+    min(1, sqrt(largest / sum lr^2 p^T g)).
 
     Args:
         products: p^T g of each layer, in units of the mean loss.
-        max_norm: of the step in the Fisher's metric; None: no bound.
-        kl_clip: bound of the (twice) Kullback-Leibler divergence that a step of size lr makes; goes
-            before max_norm; None: no bound.
-        lrs: of each layer, for `kl_clip`.
+        bound: of the recipe.
+        lrs: of each layer, for a bound of the divergence.
 
     Reference:
-        Martens, Grosse (2015), section 5; Ba, Grosse, Martens (2017), section 5, for kl_clip.
+        Ba, Grosse, Martens (2017), section 5, for the divergence.
     """
-    bound, total = max_norm, products.sum()
-    if kl_clip is not None and lrs is not None:
-        bound, total = kl_clip**0.5, (lrs.square() * products).sum()
-    if bound is None:
-        return torch.ones_like(total)
+    if isinstance(bound, NoBound):
+        return products.new_ones(())
+    longest, total = bound.largest, products.sum()
+    if isinstance(bound, KLBound) and lrs is not None:
+        longest, total = bound.largest**0.5, (lrs.square() * products).sum()
     # A total below 0 is rounding; the smallest number keeps 0 / 0 away.
     length = total.clamp(min=0).sqrt().clamp(min=torch.finfo(total.dtype).tiny)
-    return (bound / length).clamp(max=1.0)
+    return (longest / length).clamp(max=1.0)
 
 
 def first_order_factor(steps: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:

@@ -37,7 +37,7 @@ from anybatch.kfac.constraint import first_order_factor, fisher_products, step_f
 from anybatch.kfac.explain import explain_table
 from anybatch.kfac.stages import Stages
 from anybatch.kfac.statistics_flow import LossReduction, LossWeight, StatisticsFlow
-from anybatch.recipe_preconditioner import KFACSettings
+from anybatch.recipe_preconditioner import KFACSettings, KLBound
 from anybatch.world import World
 
 __all__ = ["KFAC", "LossReduction"]
@@ -65,7 +65,7 @@ class KFAC:
 
     Args:
         model: bare, or wrapped by torch's DDP or torch.compile; its hooks stay until `close`.
-        optimizer: read for lr, which only `kl_clip` needs.
+        optimizer: read for lr, which only a bound of the divergence needs.
         settings: what is measured, and when.
         world: ranks that share statistics and work; None: torch's process group, if there is one.
         loss_reduction: of the loss that is given to `backward`.
@@ -79,8 +79,8 @@ class KFAC:
         stages: seconds of the last step by stage, where `stages.timed` is set.
 
     Raises:
-        InputError: nothing to precondition; parameters that are not whole on every rank; kl_clip
-            without an optimizer.
+        InputError: nothing to precondition; parameters that are not whole on every rank; a bound
+            of the divergence without an optimizer.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 1))
@@ -117,8 +117,9 @@ class KFAC:
     ) -> None:
         self.model = unwrapped(model)
         self.settings = settings = settings or KFACSettings()
-        if settings.kl_clip is not None and optimizer is None:
-            raise InputError("kl_clip", "must come with KFAC(model, optimizer), whose lr it bounds")
+        if isinstance(settings.bound, KLBound) and optimizer is None:
+            rule = "must come with KFAC(model, optimizer), whose lr it bounds"
+            raise InputError("bound", rule, settings.bound.name)
         device = _device_of(self.model)
         self._world = world or World.of_group(device)
         self._optimizer, self._loss_scale = optimizer, loss_scale
@@ -234,12 +235,7 @@ class KFAC:
         """Bounded steps into the `.grad` of covered parameters, comparable ones into the rest."""
         ordered = [steps[b.name] for b in blocks], [gradients[b.name] for b in blocks]
         products = fisher_products(*ordered) * unit**2
-        factor = step_factor(
-            products,
-            max_norm=self.settings.max_norm,
-            kl_clip=self.settings.kl_clip,
-            lrs=self._lrs(blocks, products),
-        )
+        factor = step_factor(products, self.settings.bound, self._lrs(blocks, products))
         covered = {id(p) for b in blocks for p in (b.weight, b.bias)}
         others = [p for p in self.model.parameters() if id(p) not in covered]
         rest = [p.grad for p in others if p.grad is not None]
@@ -251,7 +247,7 @@ class KFAC:
 
     def _lrs(self, blocks: list[FisherBlock], like: Tensor) -> Tensor | None:
         """The lr of each block; None where no bound needs it."""
-        if self.settings.kl_clip is None or self._optimizer is None:
+        if not isinstance(self.settings.bound, KLBound) or self._optimizer is None:
             return None
         groups = self._optimizer.param_groups
         lr_of = {id(p): float(group["lr"]) for group in groups for p in group["params"]}

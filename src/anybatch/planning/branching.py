@@ -1,6 +1,7 @@
 """Branches: short trainings from the pilot's state at several batch sizes and learning rates.
 
 All branches of a seed see the same examples in the same order, so that their difference is theirs.
+One with a preconditioner begins without momentum: that of plain gradients is in another unit.
 """
 
 from __future__ import annotations
@@ -10,11 +11,15 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+
+from anybatch.errors import InputError
 from anybatch.measurement import Finding, Measurement
 from anybatch.measuring.subjects import recipe_settings
-from anybatch.planning.pilot import opened_pilot
+from anybatch.planning.pilot import Pilot, opened_pilot
+from anybatch.planning.preconditioning import REFUSED
 from anybatch.progress import Activity
 from anybatch.recipe import Recipe
 from anybatch.records import Record
@@ -24,6 +29,7 @@ from anybatch.world import World
 __all__ = ["Branch", "BranchState", "train_branches"]
 
 _SEEDS_APART = 7919  # between the data orders of two branches of an arm
+_FEWEST_UPDATES = 12  # of a branch that tells anything
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,10 +39,12 @@ class Branch:
     Attributes:
         recipe: of `pilot_recipe`, with a batch size and a constant lr.
         num_updates: to train.
+        most_seconds: of training, after which it ends all the same.
     """
 
     recipe: Recipe
     num_updates: int
+    most_seconds: float = math.inf
 
     @property
     def batch_size(self) -> int:
@@ -47,6 +55,15 @@ class Branch:
     def lr(self) -> float:
         """Constant; of the first group."""
         return float(self.recipe.optimizer.lr)
+
+    @property
+    def is_preconditioned(self) -> bool:
+        """Whether it tries a preconditioner."""
+        return self.recipe.preconditioner is not None
+
+    def __str__(self) -> str:
+        with_it = " with K-FAC" if self.is_preconditioned else ""
+        return f"{self.batch_size:,}{with_it} at lr {self.lr:.3g}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,8 +105,10 @@ def train_branches(
     Returns:
         A measurement of kind "branches": one row an update, columns "branch", "batch_size", "lr",
         "seed", "update" (from 1), "loss" (of the training batch), and "validation_loss" and
-        "validation_metric", which are nan but in the last row of a branch; and where each branch
-        of the first seed ended.
+        "validation_metric", which are nan but in the last row of a branch, "preconditioned" (0 or
+        1) and "seconds" (since the branch began, evaluation left out); and where each branch of the
+        first seed ended. A preconditioner that this model or machine does not bear, or that takes
+        far longer than the others, is not tried on: the settings say why.
 
     Collectives:
         Those of the updates; every rank must call.
@@ -97,48 +116,89 @@ def train_branches(
     started = time.perf_counter()
     rows: list[tuple[float, ...]] = []
     ends: list[BranchState] = []
-    num_examples = 0
+    refused = ""
     for seed in range(num_seeds):
         for number, branch in enumerate(branches):
+            if refused and branch.is_preconditioned:
+                continue
+            activity.show(f"branch {branch}, seed {seed + 1}")
             own = replace(branch.recipe, seed=branch.recipe.seed + seed * _SEEDS_APART)
-            with opened_pilot(task, own, world=world, state=state) as pilot:
-                training = pilot.training
-                first = training.updates
-                activity.show(
-                    f"branch {branch.batch_size:,} at lr {branch.lr:.3g}, seed {seed + 1}"
-                )
-                pilot.train(seconds=math.inf, most_updates=first + branch.num_updates)
-                looks = pilot.looks[-1:]
-                last = (looks[0].loss, looks[0].metric) if looks else (math.nan, math.nan)
-                for update, loss in pilot.losses:
-                    at_end = update == pilot.losses[-1][0]
-                    seen = last if at_end else (math.nan, math.nan)
-                    rows.append((number, branch.batch_size, branch.lr, seed, update - first, loss,
-                                 *seen))  # fmt: skip
-                num_examples += branch.batch_size * (training.updates - first)
-                if seed == 0 and not pilot.diverged:
-                    ends.append(
-                        BranchState(
-                            branch=branch,
-                            state=copy.deepcopy(training.state_dict()),
-                            records=tuple(pilot.records),
-                        )
-                    )
+            try:
+                found = _trained(task, replace(branch, recipe=own), state, world)
+            except (InputError, torch.OutOfMemoryError) as error:
+                if not branch.is_preconditioned:
+                    raise
+                refused = " ".join(str(error).split())
+                continue
+            flag = float(branch.is_preconditioned)
+            rows += [(number, branch.batch_size, branch.lr, seed, *row[:4], flag, row.seconds)
+                     for row in found.rows]  # fmt: skip
+            if seed == 0 and found.end is not None:
+                ends.append(replace(found.end, branch=branch))
+            if branch.is_preconditioned and found.is_slow:
+                refused = f"{len(found.rows)} updates took {found.rows[-1].seconds:.3g} seconds"
     names = ("branch", "batch_size", "lr", "seed", "update", "loss", "validation_loss",
-             "validation_metric")  # fmt: skip
+             "validation_metric", "preconditioned", "seconds")  # fmt: skip
     columns = zip(*rows, strict=True) if rows else ([] for _ in names)
     measured = Measurement(
         kind="branches",
-        settings=recipe_settings(task, recipe) | {"num_seeds": num_seeds},
+        settings=recipe_settings(task, recipe)
+        | {"num_seeds": num_seeds}
+        | ({REFUSED: refused} if refused else {}),
         samples={
             name: tuple(map(float, column)) for name, column in zip(names, columns, strict=True)
         },
         estimates={},
         seconds=time.perf_counter() - started,
-        examples=num_examples,
+        examples=sum(int(row[1]) for row in rows),
         findings=_diverged(branches, rows),
     )
     return measured, ends
+
+
+class _Row(NamedTuple):
+    """An update of a branch; evaluations are nan but at its end."""
+
+    update: int
+    loss: float
+    validation_loss: float
+    validation_metric: float
+    seconds: float
+
+
+class _Found(NamedTuple):
+    """A branch trained: its updates, where it stands unless it diverged, whether time ended it."""
+
+    rows: list[_Row]
+    end: BranchState | None
+    is_slow: bool
+
+
+def _trained(task: Task, branch: Branch, state: dict[str, Any], world: World) -> _Found:
+    if branch.is_preconditioned:
+        step = state["step"]
+        state = state | {"step": step | {"optimizer": step["optimizer"] | {"state": {}}}}
+    with opened_pilot(task, branch.recipe, world=world, state=state) as pilot:
+        first, began = pilot.training.updates, pilot.clock()
+        pilot.train(seconds=branch.most_seconds, most_updates=first + branch.num_updates)
+        rows = _rows(pilot, first, began)
+        is_short = len(rows) < min(_FEWEST_UPDATES, branch.num_updates)
+        end = None
+        if not pilot.diverged:
+            kept = copy.deepcopy(pilot.training.state_dict())
+            end = BranchState(branch=branch, state=kept, records=tuple(pilot.records))
+        return _Found(rows, end, is_short and not pilot.diverged)
+
+
+def _rows(pilot: Pilot, first: int, began: float) -> list[_Row]:
+    looks = pilot.looks[-1:]
+    last = (looks[0].loss, looks[0].metric) if looks else (math.nan, math.nan)
+    rows = [
+        _Row(update - first, loss, math.nan, math.nan, clock - began)
+        for (update, loss), clock in zip(pilot.losses, pilot.clocks, strict=True)
+    ]
+    return [*rows[:-1], *(row._replace(validation_loss=last[0], validation_metric=last[1])
+                          for row in rows[-1:])]  # fmt: skip
 
 
 def _diverged(branches: Sequence[Branch], rows: Sequence[tuple[float, ...]]) -> tuple[Finding, ...]:
@@ -147,7 +207,8 @@ def _diverged(branches: Sequence[Branch], rows: Sequence[tuple[float, ...]]) -> 
         Finding(
             name="branch-diverged",
             sentence=f"the branch at batch size {branches[number].batch_size:,} and lr "
-            f"{branches[number].lr:.3g} diverged",
+            f"{branches[number].lr:.3g}{' with K-FAC' * branches[number].is_preconditioned} "
+            "diverged",
             advice="that lr is not used",
         )
         for number in lost

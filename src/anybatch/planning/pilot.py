@@ -163,6 +163,7 @@ class Pilot:
     Attributes:
         looks: evaluations so far.
         losses: update and mean training loss since the last one.
+        clocks: what `clock` said when each of them was known.
         records: all that went, or may go, into a run.
         diverged: whether a loss was not finite.
         reached: whether the last look met the target.
@@ -172,6 +173,7 @@ class Pilot:
     def __init__(self, training: Training, watched: Source, run: Run | None = None) -> None:
         self.training, self.looks = training, list[Look]()
         self.losses: list[tuple[int, float]] = []
+        self.clocks: list[float] = []
         self.diverged = False
         self._watched, self._run = watched, run
         self._records = iter(training)
@@ -179,6 +181,10 @@ class Pilot:
         self.looking_seconds = 0.0
         self.reached = False
         self.records: list[Record] = []
+
+    def clock(self) -> float:
+        """Seconds since some moment without those of looks, waiting for the device included."""
+        return time.perf_counter() - self.looking_seconds
 
     def look(self) -> Look:
         """Evaluate on the watched examples; the training goes on as if nothing had happened.
@@ -245,6 +251,7 @@ class Pilot:
             record = next(self._records, None)
             if isinstance(record, StepRecord):
                 self.losses.append((record.update, record.loss))
+                self.clocks.append(self.clock())
                 self._keep(record)
             self.diverged = training.outcome is not None or self._lost(record)
             done = training.seconds - begun

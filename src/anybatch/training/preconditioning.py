@@ -56,7 +56,7 @@ class Preconditioning:
         task: says which distribution its loss belongs to.
         recipe: has a preconditioner.
         model: the bare module, before it is compiled or wrapped.
-        optimizer: whose lr `kl_clip` bounds.
+        optimizer: whose lr a bound of the divergence reads.
         clock: lengths of the run, for the schedules.
         world: ranks that share the work.
 
