@@ -221,6 +221,7 @@ def test_norms_with_what_they_normalize_to_held_fixed(name: str, kept: str) -> N
     if kept == "diagonal":
         expected = expected.diagonal(dim1=1, dim2=2)
     assert_same(statistics(capture, divisor=5.0)["0.F"], expected)
+    assert capture.rows["0"] * s.shape[1] == inputs.numel()  # examples * positions
 
 
 def small_model() -> nn.Module:
@@ -403,9 +404,13 @@ def test_only_what_is_observed_with_a_graph_counts() -> None:
         copy.deepcopy(model)(inputs).sum().backward()
         capture.observing = False
         model(inputs).sum().backward()
-        outputs = model(inputs)
+        unseen = model(inputs)
         capture.observing = True
-        outputs.sum().backward()
+        unseen.sum().backward()
+        seen = model(inputs)
+        capture.observing = False
+        seen.sum().backward()
+        capture.observing = True
         assert not capture.sums
         assert capture.examples == 0
         assert capture.missing() == ("0", "1", "4", "7")
@@ -449,13 +454,14 @@ def test_examples_are_told_from_calls_and_positions() -> None:
             super().__init__()
             self.position = nn.Embedding(4, 3)
             self.embedding = nn.Embedding(9, 3)
-            self.cell, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+            self.cells = nn.Sequential(*(nn.Linear(3, 3) for _ in range(3)))
+            self.head = nn.Linear(3, 2)
 
         def forward(self, tokens: Tensor) -> Tensor:
             values = self.embedding(tokens) + self.position(torch.arange(4))
             state = values[:, 0]
             for step in range(4):
-                state = torch.tanh(self.cell(state) + values[:, step])
+                state = torch.tanh(self.cells(state) + values[:, step])
             return self.head(state)
 
     model = Recurrent()
@@ -463,7 +469,8 @@ def test_examples_are_told_from_calls_and_positions() -> None:
         for examples in (7, 6):
             model(torch.randint(9, (examples, 4))).sum().backward()
         assert capture.examples == 13
-        assert capture.rows == {"position": 8, "embedding": 52, "cell": 52, "head": 13}
+        cells = {f"cells.{index}": 52 for index in range(3)}
+        assert capture.rows == {"position": 8, "embedding": 52, "head": 13} | cells
 
 
 def test_a_second_gradient_and_a_changed_input_are_refused() -> None:

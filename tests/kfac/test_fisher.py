@@ -8,6 +8,7 @@ import pytest
 import torch
 from fisher_cases import DOUBLE, assert_same, capturing, statistics
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from anybatch.errors import InputError
 from anybatch.kfac.capture import Capture
@@ -186,6 +187,22 @@ def test_gradients_of_the_parameters_are_left_alone_and_factors_told_apart() -> 
         assert capture.examples == 5
 
 
+def test_a_checkpoint_that_does_not_reenter_is_walked_through() -> None:
+    torch.manual_seed(11)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).to(DOUBLE)
+    inputs = torch.randn(5, 3, dtype=DOUBLE)
+    expected, _ = factors(model, inputs, "softmax")
+
+    class Checkpointed(nn.Sequential):
+        def forward(self, values: Tensor) -> Tensor:
+            return checkpoint(nn.Sequential(*list(self)), values, use_reentrant=False)
+
+    found, capture = factors(Checkpointed(*model), inputs, "softmax")
+    assert not capture._open  # nothing of what was recomputed
+    for name, value in expected.items():
+        assert_same(found[name], value)
+
+
 def test_draws_go_on_from_a_state_and_differ_between_ranks() -> None:
     torch.manual_seed(9)
     model = nn.Sequential(nn.Linear(3, 4))
@@ -206,6 +223,8 @@ def test_draws_go_on_from_a_state_and_differ_between_ranks() -> None:
         assert not torch.equal(drawn(capture), expected)
     torch.manual_seed(10)
     with capturing(model, fisher="sampled") as capture:
+        drawn(capture)
+        assert not torch.equal(drawn(capture), expected)
         capture.load_state_dict(state)
         assert torch.equal(drawn(capture), expected)
 

@@ -109,7 +109,7 @@ def find_blocks(model: nn.Module, settings: KFACSettings) -> Coverage:
 
     Args:
         model: any module; its parameters must have sizes.
-        settings: norms and largest_factor.
+        settings: norms, left_out and largest_factor.
 
     Raises:
         InputError: a lazy layer that has seen no data.
@@ -127,7 +127,7 @@ def find_blocks(model: nn.Module, settings: KFACSettings) -> Coverage:
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise InputError(f"parameter {name}", "must have a size", hint="pass one batch first")
-    owners = find_owners(model)
+    owners = find_owners(model, settings.left_out)
     reasons = _first_reasons(owners)
     blocks: list[FisherBlock] = []
     for group in _groups(owners, reasons):

@@ -14,9 +14,8 @@ compiled whole; observed ones break the graph at every covered layer.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias, final
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +28,37 @@ from anybatch.kfac.layer_sums import (
     Passage,
     add_input_sum,
     add_output_sum,
+    first_examples,
     num_examples,
+    num_measured,
     num_rows,
 )
+from anybatch.kfac.stages import Stages
 from anybatch.kfac.statistics import accumulation_dtype
 from anybatch.recipe_preconditioner import KFACSettings
 
 __all__ = ["Capture"]
 
 _Keep: TypeAlias = Callable[..., Tensor | None]
+
+
+class _Seen(NamedTuple):
+    """What came through the layers of one block.
+
+    Attributes:
+        calls: of them.
+        examples: of all calls, that were measured.
+        passed: of all calls.
+    """
+
+    calls: int = 0
+    examples: int = 0
+    passed: int = 0
+
+    def and_one_of(self, passed: int, share: float) -> _Seen:
+        """With one more call of so many examples."""
+        measured = num_measured(passed, share)
+        return _Seen(self.calls + 1, self.examples + measured, self.passed + passed)
 
 
 @final
@@ -48,12 +69,13 @@ class Capture:
         blocks: of `find_blocks`; hooks stay on their modules until `remove`.
         settings: sharing, and fisher: unless "empirical", G and F come from `add_model_statistics`.
         rank: of this process, so that ranks draw different labels.
+        stages: takes the seconds of the sums; None: nobody does.
 
     Attributes:
         observing: whether passes count; asked in forward and again in backward.
         wanted: names of the factors that are measured; None: all.
         sums: raw sums by the name of the factor (see `statistics`).
-        rows: outer products in S_G by the name of the block.
+        rows: outer products in S_G by the name of the block; examples * positions of a norm.
         fired: blocks to which a gradient came.
 
     Raises:
@@ -71,15 +93,21 @@ class Capture:
     """
 
     def __init__(
-        self, blocks: Sequence[FisherBlock], settings: KFACSettings, *, rank: int = 0
+        self,
+        blocks: Sequence[FisherBlock],
+        settings: KFACSettings,
+        *,
+        rank: int = 0,
+        stages: Stages | None = None,
     ) -> None:
+        self._stages = stages or Stages(torch.device("cpu"))
         self._blocks, self._settings, self._rank = tuple(blocks), settings, rank
         self.observing = False
         self.wanted: frozenset[str] | None = None
         self.sums: dict[str, Tensor] = {}
         self.rows: dict[str, int] = {}
         self.fired: set[str] = set()
-        self._seen: dict[str, tuple[int, int]] = {}  # calls, examples of all calls
+        self._seen: dict[str, _Seen] = {}
         self._open: dict[Passage, GradientEdge] = {}
         self._only_model = False
         self._seed, self._draws = torch.initial_seed(), 0
@@ -142,9 +170,11 @@ class Capture:
         passage = waiting.pop()
         self._open.pop(passage, None)
         passage.check_inputs()
-        with _plain_arithmetic(gradient):
-            calls, examples = self._seen.get(block.name, (0, 0))
-            self._seen[block.name] = calls + 1, examples + num_examples(passage)
+        with self._stages.of("statistics"), _plain_arithmetic(gradient):
+            passed = num_examples(passage)
+            passage, gradient = first_examples(passage, gradient, self._settings.batch_share)
+            seen = self._seen.get(block.name, _Seen())
+            self._seen[block.name] = seen.and_one_of(passed, self._settings.batch_share)
             rows = num_rows(passage, gradient, self._settings.sharing)
             self.rows[block.name] = self.rows.get(block.name, 0) + rows
             self.fired.add(block.name)
@@ -156,6 +186,7 @@ class Capture:
                     self._add_output(factor, passage, gradient)
 
     def _add_output(self, factor: FactorShape, passage: Passage, gradient: Tensor) -> None:
+        """S_G or S_F of one passage, whose examples were chosen before."""
         total = self._total(factor, gradient)
         add_output_sum(total, passage, gradient, self._settings.sharing)
 
@@ -206,8 +237,9 @@ class Capture:
                 factor = self._output_factor(passage.block)
                 if gradient is None or factor is None:
                     continue
-                with _plain_arithmetic(gradient):
-                    self._add_output(factor, passage, gradient)
+                with self._stages.of("statistics"), _plain_arithmetic(gradient):
+                    share = self._settings.batch_share
+                    self._add_output(factor, *first_examples(passage, gradient, share))
 
     def _output_factor(self, block: FisherBlock) -> FactorShape | None:
         return next((each for each in self._wanted(block) if each.role != "A"), None)
@@ -232,16 +264,24 @@ class Capture:
 
     @property
     def examples(self) -> int:
-        """N: examples that have passed.
+        """N: examples that were measured.
 
         That is the sum of leading dimensions of the inputs of a layer that is called as seldom as
         any; where such layers differ, the most common sum, and of several the smallest. (A layer
         may be called many times for an example, and positions have an embedding without examples.)
         """
-        if not self._seen:
+        return self._usual([(seen.calls, seen.examples) for seen in self._seen.values()])
+
+    @property
+    def passed(self) -> int:
+        """Examples that have passed, measured or not: of which `batch_share` takes a part."""
+        return self._usual([(seen.calls, seen.passed) for seen in self._seen.values()])
+
+    def _usual(self, of_blocks: Sequence[tuple[int, int]]) -> int:
+        if not of_blocks:
             return 0
-        seldom = min(calls for calls, _ in self._seen.values())
-        counts = [examples for calls, examples in self._seen.values() if calls == seldom]
+        seldom = min(calls for calls, _ in of_blocks)
+        counts = [count for calls, count in of_blocks if calls == seldom]
         return min(set(counts), key=lambda count: (-counts.count(count), count))
 
     def missing(self) -> tuple[str, ...]:
@@ -272,10 +312,3 @@ class Capture:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on drawing where `state_dict` was taken."""
         self._seed, self._draws = state["seed"], state["draws"]
-
-
-@contextmanager
-def _plain_arithmetic(like: Tensor) -> Iterator[None]:
-    """Without a graph and without autocast, whatever surrounds the backward pass."""
-    with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
-        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from anybatch.errors import InputError
 from anybatch.kfac.blocks import FactorShape, FisherBlock
 from anybatch.kfac.norms import norm_gradients
+from anybatch.kfac.owners import num_channels
 from anybatch.kfac.patch_means import mean_patches
 from anybatch.kfac.patches import (
     Convolution,
@@ -26,7 +28,15 @@ from anybatch.kfac.statistics import (
     linear_rows,
 )
 
-__all__ = ["Passage", "add_input_sum", "add_output_sum", "num_examples", "num_rows"]
+__all__ = [
+    "Passage",
+    "add_input_sum",
+    "add_output_sum",
+    "first_examples",
+    "num_examples",
+    "num_measured",
+    "num_rows",
+]
 
 
 class Passage:
@@ -122,19 +132,48 @@ def block_dimensions(module: Convolution) -> int:
     return len(module.kernel_size) + 2
 
 
+def num_measured(examples: int, share: float) -> int:
+    """How many of a pass's examples are measured, at least one.
+
+    Example:
+        >>> num_measured(8, 1.0), num_measured(8, 0.3), num_measured(1, 0.3)
+        (8, 3, 1)
+    """
+    return max(1, math.ceil(share * examples - 1e-9))
+
+
+def first_examples(passage: Passage, gradient: Tensor, share: float) -> tuple[Passage, Tensor]:
+    """A passage and its output gradient with the measured part of their examples.
+
+    A norm's normalized inputs need the whole batch: there all examples are measured, their gradient
+    scaled so that they weigh as the part does.
+    """
+    examples = num_examples(passage)
+    measured = num_measured(examples, share)
+    if measured == examples:
+        return passage, gradient
+    if passage.block.kind == "norm":
+        return passage, gradient * math.sqrt(measured / examples)
+    part = Passage(passage.block, passage.module, passage.inputs[:measured])
+    return part, gradient[:measured]
+
+
 def num_examples(passage: Passage) -> int:
     """Length of the leading dimension of a layer's inputs."""
     return len(_batched(passage))
 
 
 def num_rows(passage: Passage, gradient: Tensor, sharing: Sharing) -> int:
-    """Outer products in S_G: examples * positions, or examples under "reduce" and of norms.
+    """Outer products in S_G: examples * positions, or examples under "reduce".
+
+    Of a norm, whose S_F has one for each example, positions count too: a loss by tokens needs them.
 
     One synchronization for an embedding with padding, whose positions do not count.
     """
-    examples = num_examples(passage)
-    if passage.block.kind == "norm" or sharing == "reduce":
-        return examples
+    if passage.block.kind == "norm":
+        return gradient.numel() // num_channels(passage.module)
+    if sharing == "reduce":
+        return num_examples(passage)
     if _padding(passage.module) is not None:
         return int(_is_token(passage).sum())
     channels = len(cast(Tensor, passage.module.weight))

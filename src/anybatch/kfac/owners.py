@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor, nn
@@ -78,8 +80,13 @@ class Owner:
         return str(self.kind), groups
 
 
-def find_owners(model: nn.Module) -> list[Owner]:
-    """All modules with parameters of their own, once each."""
+def find_owners(model: nn.Module, left_out: Sequence[str] = ()) -> list[Owner]:
+    """All modules with parameters of their own, once each.
+
+    Args:
+        model: any module.
+        left_out: names that are not to be covered; * stands for anything.
+    """
     inside: dict[int, str] = {}
     owners = []
     for name, module in model.named_modules():
@@ -87,6 +94,8 @@ def find_owners(model: nn.Module) -> list[Owner]:
         if isinstance(module, _FUSED):
             reason = f"{type(module).__name__} computes by fused kernels, not by its layers"
             inside.update((id(each), reason) for each in module.modules())
+        if not reason and any(fnmatchcase(name, each) for each in left_out):
+            reason = "left out by the settings"
         if module._parameters:
             kind = None if reason else _kind(module)
             if kind is None:

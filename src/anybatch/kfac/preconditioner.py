@@ -128,7 +128,9 @@ class KFAC:
             rule = "must hold a layer that K-FAC covers"
             raise InputError("model", rule, type(self.model).__name__)
         self.stages = Stages(device)
-        self._capture = Capture(self.coverage.blocks, settings, rank=self._world.rank)
+        self._capture = Capture(
+            self.coverage.blocks, settings, rank=self._world.rank, stages=self.stages
+        )
         self._flow = StatisticsFlow(self.coverage.blocks, settings, self._world, self.stages)
         self._reduction = loss_reduction
         self.damping, self.refresh_factor, self.updates = settings.damping, 1.0, 0
@@ -193,12 +195,12 @@ class KFAC:
         Collectives:
             See the class; every rank must call.
         """
-        self.stages.begin()
         weight = LossWeight(self._reduction, self._num_examples, self._scale())
         self._flow.take(self._capture, weight, self.updates, self.damping)
         self._precondition(weight)
         self.updates += 1
         self._num_examples = None
+        self.stages.end()
         self._prepare()
 
     def _scale(self) -> float:

@@ -23,17 +23,18 @@ class Stages:
 
     Attributes:
         timed: whether seconds are taken; off, nothing waits and nothing is kept.
-        seconds: by stage, since `begin`.
+        seconds: by stage, of the last update that has ended.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.timed = False
         self.seconds: dict[Stage, float] = {}
+        self._open: dict[Stage, float] = {}
 
-    def begin(self) -> None:
-        """Forget the last update's."""
-        self.seconds = {}
+    def end(self) -> None:
+        """An update has ended: its seconds can be read, those of the next begin at 0."""
+        self.seconds, self._open = self._open, {}
 
     @contextmanager
     def of(self, stage: Stage) -> Iterator[None]:
@@ -45,7 +46,7 @@ class Stages:
         started = time.perf_counter()
         yield
         self._wait()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+        self._open[stage] = self._open.get(stage, 0.0) + time.perf_counter() - started
 
     def _wait(self) -> None:
         if self._device.type == "cuda":

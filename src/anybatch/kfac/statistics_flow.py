@@ -169,7 +169,7 @@ class StatisticsFlow:
         """The due statistics that this rank owns, over all ranks' examples."""
         divisor = 1.0
         if self._settings.fisher == "empirical":
-            divisor = weight.divisor(capture.examples, self._terms(capture))
+            divisor = weight.divisor(capture.passed, self._terms(capture))
         # Scaled here: ranks may have divided their losses by their own counts.
         sums = {
             name: total if name.endswith(".A") or divisor == 1.0 else total * divisor**2
@@ -197,7 +197,7 @@ class StatisticsFlow:
     def _terms(self, capture: Capture) -> int:
         """Rows of the last layer that was seen: the tokens of a loss by tokens."""
         rows = [capture.rows[block.name] for block in self._blocks if block.name in capture.rows]
-        return rows[-1] if rows else 0
+        return round(rows[-1] * capture.passed / capture.examples) if rows else 0
 
     def _shared_knowledge(
         self, names: frozenset[str], changes: Mapping[str, tuple[Tensor, Tensor]]

@@ -1,7 +1,7 @@
 """Branches: short trainings from the pilot's state at several batch sizes and learning rates.
 
 All branches of a seed see the same examples in the same order, so that their difference is theirs.
-One with a preconditioner begins without momentum: that of plain gradients is in another unit.
+One that tries a preconditioner begins without momentum: that of plain gradients is in another unit.
 """
 
 from __future__ import annotations
@@ -39,11 +39,13 @@ class Branch:
     Attributes:
         recipe: of `pilot_recipe`, with a batch size and a constant lr.
         num_updates: to train.
+        is_trial: of a preconditioner, which the present recipe does not have.
         most_seconds: of training, after which it ends all the same.
     """
 
     recipe: Recipe
     num_updates: int
+    is_trial: bool = False
     most_seconds: float = math.inf
 
     @property
@@ -56,13 +58,8 @@ class Branch:
         """Constant; of the first group."""
         return float(self.recipe.optimizer.lr)
 
-    @property
-    def is_preconditioned(self) -> bool:
-        """Whether it tries a preconditioner."""
-        return self.recipe.preconditioner is not None
-
     def __str__(self) -> str:
-        with_it = " with K-FAC" if self.is_preconditioned else ""
+        with_it = " with K-FAC" if self.is_trial else ""
         return f"{self.batch_size:,}{with_it} at lr {self.lr:.3g}"
 
 
@@ -104,11 +101,11 @@ def train_branches(
 
     Returns:
         A measurement of kind "branches": one row an update, columns "branch", "batch_size", "lr",
-        "seed", "update" (from 1), "loss" (of the training batch), and "validation_loss" and
-        "validation_metric", which are nan but in the last row of a branch, "preconditioned" (0 or
-        1) and "seconds" (since the branch began, evaluation left out); and where each branch of the
-        first seed ended. A preconditioner that this model or machine does not bear, or that takes
-        far longer than the others, is not tried on: the settings say why.
+        "seed", "update" (from 1), "loss" (of the training batch), "validation_loss" and
+        "validation_metric", which are nan but in the last row of a branch, "preconditioned" (1: by
+        one that is only tried) and "seconds" (since the branch began, evaluation left out); and
+        where each branch of the first seed ended. A preconditioner that this model or machine does
+        not bear, or that takes far longer than the others, is not tried on: the settings say why.
 
     Collectives:
         Those of the updates; every rank must call.
@@ -119,23 +116,23 @@ def train_branches(
     refused = ""
     for seed in range(num_seeds):
         for number, branch in enumerate(branches):
-            if refused and branch.is_preconditioned:
+            if refused and branch.is_trial:
                 continue
             activity.show(f"branch {branch}, seed {seed + 1}")
             own = replace(branch.recipe, seed=branch.recipe.seed + seed * _SEEDS_APART)
             try:
-                found = _trained(task, replace(branch, recipe=own), state, world)
+                found = _trained(task, replace(branch, recipe=own), state, world, kept=seed == 0)
             except (InputError, torch.OutOfMemoryError) as error:
-                if not branch.is_preconditioned:
+                if not branch.is_trial:
                     raise
                 refused = " ".join(str(error).split())
                 continue
-            flag = float(branch.is_preconditioned)
+            flag = float(branch.is_trial)
             rows += [(number, branch.batch_size, branch.lr, seed, *row[:4], flag, row.seconds)
                      for row in found.rows]  # fmt: skip
-            if seed == 0 and found.end is not None:
+            if found.end is not None:
                 ends.append(replace(found.end, branch=branch))
-            if branch.is_preconditioned and found.is_slow:
+            if branch.is_trial and found.is_slow:
                 refused = f"{len(found.rows)} updates took {found.rows[-1].seconds:.3g} seconds"
     names = ("branch", "batch_size", "lr", "seed", "update", "loss", "validation_loss",
              "validation_metric", "preconditioned", "seconds")  # fmt: skip
@@ -167,15 +164,17 @@ class _Row(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """A branch trained: its updates, where it stands unless it diverged, whether time ended it."""
+    """A branch trained: its updates, where it stands if that was asked, whether time ended it."""
 
     rows: list[_Row]
     end: BranchState | None
     is_slow: bool
 
 
-def _trained(task: Task, branch: Branch, state: dict[str, Any], world: World) -> _Found:
-    if branch.is_preconditioned:
+def _trained(
+    task: Task, branch: Branch, state: dict[str, Any], world: World, *, kept: bool
+) -> _Found:
+    if branch.is_trial:
         step = state["step"]
         state = state | {"step": step | {"optimizer": step["optimizer"] | {"state": {}}}}
     with opened_pilot(task, branch.recipe, world=world, state=state) as pilot:
@@ -184,9 +183,9 @@ def _trained(task: Task, branch: Branch, state: dict[str, Any], world: World) ->
         rows = _rows(pilot, first, began)
         is_short = len(rows) < min(_FEWEST_UPDATES, branch.num_updates)
         end = None
-        if not pilot.diverged:
-            kept = copy.deepcopy(pilot.training.state_dict())
-            end = BranchState(branch=branch, state=kept, records=tuple(pilot.records))
+        if kept and not pilot.diverged:
+            there = copy.deepcopy(pilot.training.state_dict())
+            end = BranchState(branch=branch, state=there, records=tuple(pilot.records))
         return _Found(rows, end, is_short and not pilot.diverged)
 
 
@@ -207,7 +206,7 @@ def _diverged(branches: Sequence[Branch], rows: Sequence[tuple[float, ...]]) -> 
         Finding(
             name="branch-diverged",
             sentence=f"the branch at batch size {branches[number].batch_size:,} and lr "
-            f"{branches[number].lr:.3g}{' with K-FAC' * branches[number].is_preconditioned} "
+            f"{branches[number].lr:.3g}{' with K-FAC' * branches[number].is_trial} "
             "diverged",
             advice="that lr is not used",
         )

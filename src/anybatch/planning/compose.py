@@ -23,10 +23,15 @@ from anybatch.planning.arithmetic.posterior import (
     make_posterior,
     weighted_quantile,
 )
+from anybatch.planning.arithmetic.preconditioner_choice import (
+    PreconditionerChoice,
+    choose_preconditioner,
+)
 from anybatch.planning.arithmetic.prices import price_list, summary
 from anybatch.planning.arithmetic.time_model import TimeModel
 from anybatch.planning.arms import Arms, arms_of, best_lr, diverged_lrs, neighbour, ratios_of
 from anybatch.planning.curve import foretold_updates
+from anybatch.planning.preconditioning import TRIED, preconditioned_lrs, trial_of
 from anybatch.planning.recipe import LOOKS, planned_recipe, written_lr
 from anybatch.planning.stages import allowed_sizes, pilot_batch_size
 from anybatch.planning.wording import reasons_of, would_change
@@ -234,6 +239,40 @@ class Composer:
             preferred=self.pilot_size,
         )
 
+    @functools.cached_property
+    def preconditioner(self) -> PreconditionerChoice | None:
+        """What the branches say of a preconditioner; None where none was tried, or nothing said."""
+        trial = trial_of(self.measurements.get("branches"))
+        if trial is None:
+            return None
+        moved = self._ratio_of_times(trial.batch_size, self.decision.batch_size)
+        return choose_preconditioner(trial, moved, self.posterior.weights, seed=self.request.seed)
+
+    def _ratio_of_times(self, batch_size: int, other: int) -> _Array:
+        """(draws,) time to the target at one size over that at another, the optimizer the same."""
+        sizes, posterior = [batch_size, other], self.posterior
+        per_update = posterior.time.seconds_per_update(sizes, ranks=self.request.ranks)
+        seconds = posterior.relative_updates(sizes) * per_update
+        return np.asarray(seconds[:, 0] / seconds[:, 1])
+
+    @property
+    def recommended(self) -> PreconditionerChoice | None:
+        """The preconditioner that is worth it; None: none."""
+        found = self.preconditioner
+        return found if found is not None and found.recommended else None
+
+    @property
+    def batch_size(self) -> int:
+        """To train with: the decision's, or that at which a preconditioner is worth it."""
+        found = self.recommended
+        return self.decision.batch_size if found is None else found.trial.batch_size
+
+    @property
+    def lr(self) -> float:
+        """To train with."""
+        found = self.recommended
+        return self.lr_at(self.batch_size) if found is None else found.trial.lr
+
     def lr_at(self, batch_size: int) -> float:
         """The lr to train with: that of the best branch at this size, or the pilot's carried.
 
@@ -269,6 +308,11 @@ class Composer:
             for size, factor in wanted
         ]
 
+    def preconditioned_arms(self) -> list[tuple[int, float]]:
+        """(batch size, lr) of the branches that try a preconditioner, at the best batch size."""
+        best = self.decision.choice.batch_size
+        return [(best, lr) for lr in preconditioned_lrs(self.request.recipe, best)]
+
     # --- the plan --------------------------------------------------------------------------------
 
     def plan(
@@ -286,12 +330,12 @@ class Composer:
             partial: why it is not whole; empty where it is.
         """
         request, decision = self.request, self.decision
-        size = decision.batch_size
-        lr = self.lr_at(size)
-        predictions = self.predictions
+        size, predictions = self.batch_size, self.predictions
         recipe = planned_recipe(
-            request, size, lr, predictions, self.pilot, self.time_model.best.largest_micro_batch
-        )
+            request, size, self.lr, predictions, self.pilot,
+            self.time_model.best.largest_micro_batch,
+            TRIED if self.recommended else request.recipe.preconditioner,
+        )  # fmt: skip
         ranks = self._priced_ranks()
         listed = sorted({*self.sizes, size})
         return Plan(
@@ -329,8 +373,7 @@ class Composer:
     @functools.cached_property
     def predictions(self) -> dict[str, Estimate]:
         """What the run will take, its pilot included, and what it rests on."""
-        size = self.decision.batch_size
-        lr = self.lr_at(size)
+        size, gained = self.batch_size, self.recommended
         posterior, weights = self.posterior, self.posterior.weights
         ranks = self.request.ranks
         pilot = self._pilot_values()
@@ -341,6 +384,7 @@ class Composer:
         left = np.where(np.isfinite(at_pilot), left, np.inf)
         own = posterior.relative_updates([size])[:, 0]
         rest = left * np.where(np.isfinite(at_pilot), at_pilot, np.inf) * own
+        rest = rest if gained is None else rest * gained.updates
         # The target is met at an evaluation, half of their distance late on average.
         rng = np.random.default_rng((self.request.seed, 3))
         late = 1.0 + rng.uniform(size=len(rest)) / LOOKS
@@ -349,6 +393,7 @@ class Composer:
         starting = _STARTING_SECONDS * rng.uniform(size=len(rest)) ** 3
         clock = np.exp(_CLOCK_SPREAD * rng.standard_normal(len(rest)))
         seconds = clock * posterior.time.seconds_per_update([size], ranks=ranks)[:, 0]
+        seconds = seconds if gained is None else seconds * gained.seconds
         found = {
             "updates": summary(done + rest, weights, "updates"),
             "examples": summary(seen + rest * size, weights, "examples"),
@@ -357,7 +402,7 @@ class Composer:
         present = self.request.present_batch_size
         there = posterior.seconds_to_target([present], ranks)[:, 0]
         found["seconds_of_present"] = summary(there, weights, "seconds")
-        found["excess_of_present"] = self.decision.present_excess
+        found["excess_of_present"] = self._present_excess()
         critical = posterior.critical_batch_size
         found["critical_batch_size"] = summary(critical, weights, "examples")
         found["noise_scale"] = summary(posterior.noise_scale, weights, "examples")
@@ -368,11 +413,23 @@ class Composer:
             value=float(size), low=float(low), high=float(high), unit="examples", level=0.8,
             reason=reason,
         )  # fmt: skip
-        found["lr"] = self._lr_estimate(lr)
+        found["lr"] = self._lr_estimate(self.lr)
         return found
+
+    def _present_excess(self) -> Estimate:
+        """Seconds at the present choice over those of the plan, less 1."""
+        gained = self.recommended
+        if gained is None:
+            return self.decision.present_excess
+        ratio = self._ratio_of_times(self.request.present_batch_size, self.batch_size)
+        ratio = ratio / (gained.seconds * gained.updates)
+        return summary(ratio - 1.0, self.posterior.weights, "of the seconds")
 
     def _lr_estimate(self, lr: float) -> Estimate:
         """The range test's interval, carried along."""
+        if self.recommended:
+            reason = "the best that was tried; with K-FAC they are on a scale of their own"
+            return Estimate(value=lr, low=0.0, high=math.inf, level=0.8, reason=reason)
         measured = self._measured_lr
         if measured is None or measured.value is None:
             reason = "the range test does not know; the present lr was carried"

@@ -40,6 +40,7 @@ from anybatch.planning.pilot import (
     opened_pilot,
     pilot_recipe,
 )
+from anybatch.planning.preconditioning import preconditioned
 from anybatch.planning.stages import (
     Budget,
     budget_of,
@@ -60,6 +61,7 @@ _BRANCH_SEEDS = 2
 _LEAST_OF_PILOT = 0.125  # of its seconds, for each of its two parts
 _WIDTHS = (6.0, 2.5)  # of the forecast, at which the two parts of the pilot may end
 _MOST_PILOTS = 3  # of which each but the last has diverged
+_MOST_SLOWER = 4.0  # than the others may a branch be that tries a preconditioner
 
 
 def make_plan(
@@ -241,10 +243,14 @@ class _Procedure:
                 return
 
     def _branch(self, pilot: Pilot) -> None:
-        """Branches at the present batch size, the best one with three lrs, and a neighbour."""
+        """Branches at the present batch size, the best one with three lrs, and a neighbour.
+
+        With SGD also two of the best size that try K-FAC.
+        """
         with self._stage("branches"), self._activity("branches") as activity:
-            arms = self._composer().branch_arms()
-            seconds = self._budget.branches / (len(arms) * _BRANCH_SEEDS)
+            composer = self._composer()
+            arms, tried = composer.branch_arms(), composer.preconditioned_arms()
+            seconds = self._budget.branches / (len(arms + tried) * _BRANCH_SEEDS)
             by_size = {
                 size: float(self._time_model.seconds_per_update(size, ranks=self._world.size))
                 for size, _ in arms
@@ -254,6 +260,11 @@ class _Procedure:
                 Branch(recipe=self._pilot_recipe(size, lr, 1), num_updates=updates[size])
                 for size, lr in arms
             ]
+            branches += [
+                Branch(recipe=preconditioned(self._pilot_recipe(size, lr, 1)), is_trial=True,
+                       num_updates=updates[size], most_seconds=_MOST_SLOWER * seconds)
+                for size, lr in tried
+            ]  # fmt: skip
             measured, self._ends = train_branches(
                 self._task,
                 self._request.recipe,
@@ -344,9 +355,9 @@ class _Procedure:
     def _going_on_from_winner(self, plan: Plan) -> Plan:
         """Make the winning branch, where there is one, the state that the run begins from."""
         for end in self._ends:
-            wins = end.branch.batch_size == plan.batch_size and end.branch.lr == _lr_of(plan.recipe)
-            if wins:
-                recipe = end.branch.recipe
+            recipe = end.branch.recipe
+            of_plan = (plan.batch_size, _lr_of(plan.recipe), plan.recipe.preconditioner)
+            if (end.branch.batch_size, end.branch.lr, recipe.preconditioner) == of_plan:
                 with opened_pilot(self._task, recipe, world=self._world, state=end.state) as pilot:
                     if self._world.is_first:
                         self._run.replace_recipe(recipe)

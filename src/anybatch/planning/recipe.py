@@ -14,6 +14,7 @@ from anybatch.planning.arithmetic.schedule_choice import ScheduleChoice, choose_
 from anybatch.recipe import (
     OptimizerSettings,
     PolynomialAverage,
+    PreconditionerSettings,
     Recipe,
     ReduceOnPlateauSettings,
     SGDSettings,
@@ -43,6 +44,7 @@ def planned_recipe(
     predictions: Mapping[str, Estimate],
     pilot: Measurement | None,
     largest_micro_batch: int | None,
+    preconditioner: PreconditionerSettings | None,
 ) -> Recipe:
     """The request's recipe with the planned choices.
 
@@ -53,6 +55,7 @@ def planned_recipe(
         predictions: "examples" and "updates" to the target.
         pilot: its looks; None where there was none.
         largest_micro_batch: examples that one pass of a rank may hold; None: no limit was met.
+        preconditioner: of the gradient; None: none.
     """
     present = request.recipe
     trained = 0 if pilot is None else int(pilot.samples["examples"][-1])
@@ -62,6 +65,7 @@ def planned_recipe(
     patient = _patience_factor(request, int(distance.count))
     return dataclasses.replace(
         divided(present, batch_size, largest_micro_batch, ranks=request.ranks),
+        preconditioner=preconditioner,
         optimizer=_optimizer(present.optimizer, request.present_batch_size, batch_size, lr),
         duration=examples(total),
         schedules=choice.settings,

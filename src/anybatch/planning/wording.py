@@ -9,6 +9,8 @@ from anybatch.plan import Reason
 from anybatch.planning.arithmetic.decision import Decision
 from anybatch.planning.arithmetic.lr_rules import LRRow, default_alpha, lr_table, rule_that_held
 from anybatch.planning.arithmetic.posterior import weighted_quantile
+from anybatch.planning.arithmetic.preconditioner_choice import SURE
+from anybatch.planning.preconditioning import may_precondition, verdict, why_untried
 from anybatch.planning.recipe import schedule_of
 from anybatch.recipe import Recipe
 
@@ -26,12 +28,16 @@ def reasons_of(composer: Composer, decision: Decision, recipe: Recipe) -> list[R
         decision: about the batch size.
         recipe: that is recommended.
     """
+    is_moved = composer.batch_size != decision.batch_size  # with a preconditioner
     found = [
         Reason(name="batch-size", sentence=sentence, measurement=_source(sentence))
-        for sentence in (*_kept(decision), *decision.reasons)
+        for sentence in (*([] if is_moved else _kept(decision)), *decision.reasons)
     ]
-    found += _lr_reasons(composer, decision.batch_size)
-    found.append(_schedule_reason(composer, decision.batch_size))
+    if composer.recommended:
+        found = [*_preconditioner_reason(composer), *found, _its_lr(composer)]
+    else:
+        found += _lr_reasons(composer, decision.batch_size) + _preconditioner_reason(composer)
+    found.append(_schedule_reason(composer, composer.batch_size))
     if recipe.averaging != composer.request.recipe.averaging:
         sentence = (
             "evaluated and kept is the average of the weights over about the last ninth of the "
@@ -40,6 +46,30 @@ def reasons_of(composer: Composer, decision: Decision, recipe: Recipe) -> list[R
         found.append(Reason(name="averaging", sentence=sentence))
     found += _decay_reason(composer, recipe)
     return found
+
+
+def _preconditioner_reason(composer: Composer) -> list[Reason]:
+    """What the branches say of a preconditioner, or why they do not."""
+    branches, found = composer.measurements.get("branches"), composer.preconditioner
+    if found is None:
+        sentence = why_untried(composer.request.recipe, branches)
+        source = "" if branches is None else "branches"
+        return [Reason(name="preconditioner", sentence=sentence, measurement=source)] * (
+            sentence != ""
+        )
+    sentence = verdict(found)
+    size, other = found.trial.batch_size, composer.decision.batch_size
+    if size != other:
+        sentence += f"; the time is over that at {other:,} without it"
+    return [Reason(name="preconditioner", sentence=sentence, measurement="branches")]
+
+
+def _its_lr(composer: Composer) -> Reason:
+    sentence = (
+        f"of the branches with K-FAC at {composer.batch_size:,} that with {composer.lr:.3g} ended "
+        "best; its learning rates are on a scale of their own, bounded by max_norm"
+    )
+    return Reason(name="lr", sentence=sentence, measurement="branches")
 
 
 def _kept(decision: Decision) -> list[str]:
@@ -122,8 +152,9 @@ def _rule_check(composer: Composer) -> list[Reason]:
     if arms is None or top is None or top.value is None:
         return []
     size = composer.decision.choice.batch_size
-    tried = sorted({lr for b, lr in zip(arms.samples["batch_size"], arms.samples["lr"],
-                                        strict=True) if int(b) == size})  # fmt: skip
+    flags = arms.samples.get("preconditioned", (0.0,) * len(arms.samples["lr"]))
+    rows = zip(arms.samples["batch_size"], arms.samples["lr"], flags, strict=True)
+    tried = sorted({lr for b, lr, flag in rows if int(b) == size and not flag})
     if len(tried) < 3 or size == composer.pilot_size:
         return []
     best = composer.lr_at(size)
@@ -160,7 +191,7 @@ def would_change(composer: Composer, decision: Decision) -> list[str]:
         composer: of the plan.
         decision: about the batch size.
     """
-    posterior, size = composer.posterior, decision.batch_size
+    posterior, size = composer.posterior, composer.batch_size
     critical = weighted_quantile(posterior.critical_batch_size, posterior.weights, [0.5])[0]
     half = composer.time_model.half_batch_size
     found = [
@@ -184,4 +215,13 @@ def would_change(composer: Composer, decision: Decision) -> list[str]:
             f"a clearer measurement: {decision.choice.batch_size:,} looks better than the present "
             f"{size:,}, but not by enough"
         )
-    return found
+    return found + _other_preconditioner(composer)
+
+
+def _other_preconditioner(composer: Composer) -> list[str]:
+    found = composer.preconditioner
+    if found is not None and not found.recommended and found.probability > 1.0 - SURE:
+        return ["longer branches: K-FAC may be faster, but they are not sure enough of it"]
+    if "branches" not in composer.measurements and may_precondition(composer.request.recipe):
+        return ["a longer run: K-FAC is tried beside the optimizer where branches are trained"]
+    return []
