@@ -153,6 +153,7 @@ class KFACSettings:
         distribution: "gradients": the rank that owns a layer preconditions its gradient for all;
             "inverses": every rank does with the inverses that their owners send at a refresh.
         wire: of the statistics that travel between ranks.
+        overlap: whether they leave while the update's last backward pass goes on.
 
     Reference:
         Martens, Grosse (2015), Optimizing neural networks with Kronecker-factored approximate
@@ -174,6 +175,7 @@ class KFACSettings:
     bound: StepBound = FisherNormBound()
     distribution: Literal["gradients", "inverses"] = "gradients"
     wire: Literal["fp32", "bf16", "fp16"] = "fp32"
+    overlap: bool = True
 
     def __post_init__(self) -> None:
         require_choices(self)

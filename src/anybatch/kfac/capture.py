@@ -14,7 +14,8 @@ compiled whole; observed ones break the graph at every covered layer.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, TypeAlias, final
 
 import torch
@@ -33,6 +34,7 @@ from anybatch.kfac.layer_sums import (
     num_measured,
     num_rows,
 )
+from anybatch.kfac.overlap import Departures
 from anybatch.kfac.stages import Stages
 from anybatch.kfac.statistics import accumulation_dtype
 from anybatch.recipe_preconditioner import KFACSettings
@@ -77,6 +79,8 @@ class Capture:
         sums: raw sums by the name of the factor (see `statistics`).
         rows: outer products in S_G by the name of the block; examples * positions of a norm.
         fired: blocks to which a gradient came.
+        departures: of the last backward pass, whose sums leave when they are complete; None: they
+            stay.
 
     Raises:
         InputError: in backward: a second gradient of the same pass, or an input changed in place.
@@ -108,6 +112,8 @@ class Capture:
         self.rows: dict[str, int] = {}
         self.fired: set[str] = set()
         self._seen: dict[str, _Seen] = {}
+        self.departures: Departures | None = None
+        self._outstanding: dict[str, int] = {}  # passages of a block that await their gradient
         self._open: dict[Passage, GradientEdge] = {}
         self._only_model = False
         self._seed, self._draws = torch.initial_seed(), 0
@@ -150,6 +156,7 @@ class Capture:
         if self._settings.fisher != "empirical" and not recomputed:
             self._open[passage] = get_gradient_edge(output)
         waiting = [passage]
+        self._outstanding[block.name] = self._outstanding.get(block.name, 0) + 1
         output.register_hook(  # type: ignore[no-untyped-call]
             lambda gradient: self._arrived(waiting, block, gradient)
         )
@@ -168,9 +175,10 @@ class Capture:
             hint = "one backward per forward pass while statistics are taken"
             raise InputError(f"layer {block.name}", rule, "a second one", hint=hint)
         passage = waiting.pop()
+        self._outstanding[block.name] -= 1
         self._open.pop(passage, None)
         passage.check_inputs()
-        with self._stages.of("statistics"), _plain_arithmetic(gradient):
+        with self._stages.of("statistics"), torch.no_grad():
             passed = num_examples(passage)
             passage, gradient = first_examples(passage, gradient, self._settings.batch_share)
             seen = self._seen.get(block.name, _Seen())
@@ -179,11 +187,16 @@ class Capture:
             self.rows[block.name] = self.rows.get(block.name, 0) + rows
             self.fired.add(block.name)
             for factor in self._wanted(block):
+                if self.departures is not None:
+                    self.departures.check(factor.name)
                 if factor.role == "A":
                     total = self._total(factor, gradient)
                     add_input_sum(total, factor, passage, self._settings.sharing)
                 elif self._settings.fisher == "empirical":
                     self._add_output(factor, passage, gradient)
+        if self.departures is not None and not self._outstanding[block.name]:
+            for factor in self._wanted(block):
+                self.departures.ready(factor.name, self.sums[factor.name])
 
     def _add_output(self, factor: FactorShape, passage: Passage, gradient: Tensor) -> None:
         """S_G or S_F of one passage, whose examples were chosen before."""
@@ -237,7 +250,7 @@ class Capture:
                 factor = self._output_factor(passage.block)
                 if gradient is None or factor is None:
                     continue
-                with self._stages.of("statistics"), _plain_arithmetic(gradient):
+                with self._stages.of("statistics"), torch.no_grad():
                     share = self._settings.batch_share
                     self._add_output(factor, *first_examples(passage, gradient, share))
 
@@ -295,6 +308,7 @@ class Capture:
     def clear(self) -> None:
         """Forget all sums, and passes that have had no backward."""
         self.sums, self.rows, self.fired, self._seen = {}, {}, set(), {}
+        self.departures, self._outstanding = None, {}
         self._open.clear()  # edges hold their graph
 
     def remove(self) -> None:
@@ -312,3 +326,10 @@ class Capture:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on drawing where `state_dict` was taken."""
         self._seed, self._draws = state["seed"], state["draws"]
+
+
+@contextmanager
+def _plain_arithmetic(like: Tensor) -> Iterator[None]:
+    """Without a graph and without autocast, whatever surrounds the backward pass."""
+    with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
+        yield

@@ -7,9 +7,10 @@ from typing import final
 
 from torch import Tensor
 
+from anybatch.errors import InputError
 from anybatch.kfac.exchange import Pending, StatisticsExchange
 
-__all__ = ["OrderedBuckets"]
+__all__ = ["Departures", "OrderedBuckets", "scaled_sum"]
 
 
 @final
@@ -70,3 +71,49 @@ class OrderedBuckets:
             self._pending.append(self._exchange.begin({}, extra, ()))
         pending, self._pending = self._pending, []
         return {n: t for each in pending for n, t in self._exchange.finish(each).items()}
+
+
+@final
+class Departures:
+    """The last backward pass's sums, leaving layer by layer.
+
+    Args:
+        buckets: by which they travel, of the factors that are due.
+        divisor: D of the losses, whose square makes sums of this rank's G and F fit the others'.
+
+    Attributes:
+        left: names of the factors that have been handed in.
+    """
+
+    def __init__(self, buckets: OrderedBuckets, divisor: float) -> None:
+        self._buckets, self._divisor = buckets, divisor
+        self.left: set[str] = set()
+
+    def check(self, name: str) -> None:
+        """Refuse a further contribution to what has left.
+
+        Raises:
+            InputError: a layer that is called again while the backward pass goes on, as inside of a
+                checkpoint that re-enters.
+        """
+        if name in self.left:
+            rule = "must be complete when its layer's last gradient has come"
+            raise InputError(f"statistic {name}", rule, "a later one", hint="overlap = false")
+
+    def ready(self, name: str, total: Tensor) -> None:
+        """Hand in a sum to which nothing will be added any more."""
+        self.left.add(name)
+        self._buckets.ready(name, scaled_sum(name, total, self._divisor))
+
+    def finish(self, counts: Tensor) -> dict[str, Tensor]:
+        """The sums of the factors that this rank owns, over all ranks.
+
+        Args:
+            counts: small vector that every rank gets the sum of, in place.
+        """
+        return self._buckets.finish(counts)
+
+
+def scaled_sum(name: str, total: Tensor, divisor: float) -> Tensor:
+    """D^2 S of G and F, S of A."""
+    return total if name.endswith(".A") or divisor == 1.0 else total * divisor**2

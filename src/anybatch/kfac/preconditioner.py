@@ -152,6 +152,20 @@ class KFAC:
         self._num_examples = num_examples
         self._prepare()
 
+    def begin_last_pass(self) -> None:
+        """Let statistics leave for their owners while the coming backward pass goes on.
+
+        Not needed; of effect on many ranks, where `begin_update` was given a number (or the loss is
+        a sum). Every rank must call it before the same backward pass, its last one of the update.
+
+        Collectives:
+            Those of `step`, begun in that pass.
+        """
+        self._capture.departures = self._flow.departures(self._weight())
+
+    def _weight(self) -> LossWeight:
+        return LossWeight(self._reduction, self._num_examples, self._scale())
+
     def _prepare(self) -> None:
         """Have the coming passes observed, as far as something is due."""
         wanted = self._flow.due(self.updates, self.refresh_factor)
@@ -195,7 +209,7 @@ class KFAC:
         Collectives:
             See the class; every rank must call.
         """
-        weight = LossWeight(self._reduction, self._num_examples, self._scale())
+        weight = self._weight()
         self._flow.take(self._capture, weight, self.updates, self.damping)
         self._precondition(weight)
         self.updates += 1

@@ -23,6 +23,7 @@ from anybatch.kfac.capture import Capture
 from anybatch.kfac.damping import damping_by_means, mean_eigenvalue
 from anybatch.kfac.exchange import StatisticsExchange
 from anybatch.kfac.factors import Factors
+from anybatch.kfac.overlap import Departures, OrderedBuckets, scaled_sum
 from anybatch.kfac.packing import PackedEntry
 from anybatch.kfac.placement import block_costs, factor_costs, factor_owners, place
 from anybatch.kfac.refresh import (
@@ -36,6 +37,8 @@ from anybatch.kfac.stages import Stages
 from anybatch.kfac.statistics import accumulation_dtype, normalized
 from anybatch.recipe_preconditioner import AdaptiveRefresh, FixedRefresh, KFACSettings
 from anybatch.world import World
+
+_ELEMENTS_OF_A_BUCKET = 4_000_000  # 16 MB of float32, as torch's DDP has 25
 
 __all__ = ["LossReduction", "LossWeight", "StatisticsFlow"]
 
@@ -167,19 +170,10 @@ class StatisticsFlow:
 
     def _global_statistics(self, capture: Capture, weight: LossWeight) -> dict[str, Tensor]:
         """The due statistics that this rank owns, over all ranks' examples."""
-        divisor = 1.0
-        if self._settings.fisher == "empirical":
-            divisor = weight.divisor(capture.passed, self._terms(capture))
-        # Scaled here: ranks may have divided their losses by their own counts.
-        sums = {
-            name: total if name.endswith(".A") or divisor == 1.0 else total * divisor**2
-            for name, total in capture.sums.items()
-            if name in self._due.statistics
-        }
         rows = [float(capture.rows.get(block.name, 0)) for block in self._blocks]
         counts = torch.tensor([float(capture.examples), *rows], dtype=torch.float64)
         counts = counts.to(self._world.device)
-        owned = self._exchange.reduce_to_owners(sums, counts, names=self._due.statistics)
+        owned = self._summed(capture, weight, counts)
         self._examples, *rows = counts.tolist()  # a synchronization, where statistics are due
         if not self._examples > 0:
             raise InputError("the update", "must have a backward pass before kfac.step()")
@@ -193,6 +187,35 @@ class StatisticsFlow:
                 total, role, examples=examples, rows=by_block[block], divisor=1.0  # type: ignore[arg-type]
             )  # fmt: skip
         return found
+
+    def departures(self, weight: LossWeight) -> Departures | None:
+        """What lets sums leave while the last backward pass goes on; None: nothing does.
+
+        Args:
+            weight: of the losses; must be known before the passes end.
+        """
+        known = weight.num_examples is not None or weight.reduction in ("sum", "token-sum")
+        if not (self._settings.overlap and known and self._due and self._world.size > 1):
+            return None
+        divisor = weight.divisor(0, 0) if self._settings.fisher == "empirical" else 1.0
+        # Gradients come in about the reverse of the modules' order.
+        due = [s for s in reversed(self._shapes) if s.name in self._due.statistics]
+        return Departures(OrderedBuckets(self._exchange, _buckets(due)), divisor)
+
+    def _summed(self, capture: Capture, weight: LossWeight, counts: Tensor) -> dict[str, Tensor]:
+        """Sums over ranks of the owned factors that are due; `counts` become sums, too."""
+        if capture.departures is not None:
+            return capture.departures.finish(counts)
+        divisor = 1.0
+        if self._settings.fisher == "empirical":
+            divisor = weight.divisor(capture.passed, self._terms(capture))
+        # Scaled here: ranks may have divided their losses by their own counts.
+        sums = {
+            name: scaled_sum(name, total, divisor)
+            for name, total in capture.sums.items()
+            if name in self._due.statistics
+        }
+        return self._exchange.reduce_to_owners(sums, counts, names=self._due.statistics)
 
     def _terms(self, capture: Capture) -> int:
         """Rows of the last layer that was seen: the tokens of a loss by tokens."""
@@ -364,6 +387,19 @@ class StatisticsFlow:
                 for name, inverse in found.items()
                 if inverse is not None
             }
+
+
+def _buckets(shapes: Sequence[FactorShape]) -> list[list[str]]:
+    """Names of factors in their order, so many together that a bucket is worth its latency."""
+    buckets: list[list[str]] = [[]]
+    elements = 0
+    for shape in shapes:
+        if elements >= _ELEMENTS_OF_A_BUCKET:
+            buckets.append([])
+            elements = 0
+        buckets[-1].append(shape.name)
+        elements += PackedEntry.of(shape).count
+    return [bucket for bucket in buckets if bucket]
 
 
 def _owners(shapes: Sequence[FactorShape], settings: KFACSettings, ranks: int) -> dict[str, int]:

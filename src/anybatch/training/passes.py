@@ -110,6 +110,8 @@ class Passes:
         """
         weight = self.example_weight(portion)
         for part, is_last in _with_last(portion.parts(micro_batch_size)):
+            if is_last and self.preconditioning is not None:
+                self.preconditioning.kfac.begin_last_pass()
             self.backward(part, weight, counted=portion.counted, shared=is_last)
 
     def losses_of(self, part: Batch, *, counted: bool, shared: bool = False) -> Tensor:
