@@ -56,8 +56,12 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable .
 	touch $@
 
+# The oracle of K-FAC's tests: one of its dependencies asks for torchvision, which it does not use.
+ORACLE := curvlinops-for-pytorch backpack-for-pytorch einconv einops linear_operator opt_einsum scipy unfoldNd jaxtyping wadler_lindig
+
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps $(ORACLE)
 	touch $@
 
 clean:

@@ -20,6 +20,7 @@ import exact_cases as cases
 import torch
 from torch import nn
 
+from anybatch.kfac import KFAC
 from anybatch.recipe import (
     AdaptiveRefresh,
     ClipGlobalNorm,
@@ -109,6 +110,7 @@ def recipes() -> dict[str, tuple[str, Recipe]]:
         "scheduled": ("mlp", recipe_of(schedules=schedules, kfac=by_kl)),
         "three-examples": ("mlp", recipe_of(batch_size=3)),  # a rank of 4 has none
         "one-ghost": ("cnn", recipe_of(4, batch_size=4)),  # only one rank has examples
+        "no-overlap": ("cnn", recipe_of(4, kfac={"overlap": False})),
     }
 
 
@@ -154,10 +156,32 @@ def whole(network: str, recipe: Recipe, world: World) -> cases.Result:
         return cases.plain(training, list(training))
 
 
+def departed(world: World) -> dict[str, Any]:
+    """Which statistics have left when a last backward pass ends, in a loop of one's own."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    kfac = KFAC(model, world=world)
+    kfac.begin_update(8 * world.size)
+    kfac.begin_last_pass()
+    random = torch.Generator().manual_seed(world.rank)
+    losses = nn.functional.cross_entropy(
+        model(torch.randn(8, 4, generator=random)), torch.arange(8) % 3, reduction="sum"
+    )
+    (losses / (8 * world.size)).backward()
+    departures = kfac._capture.departures
+    left = [] if departures is None else sorted(departures.left)
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        world.sum_in_place(parameter.grad)
+    kfac.step()
+    return {"left": left, "weights": [p.grad for p in model.parameters()]}
+
+
 def jobs() -> dict[str, Callable[[World], Any]]:
     found: dict[str, Callable[[World], Any]] = {}
     for name, (network, recipe) in (recipes() | single_recipes()).items():
         found[name] = partial(train, network, recipe)
+    found["departed"] = departed
     for name in ("adaptive", "inverses-ghosts"):
         network, recipe = recipes()[name]
         found[f"parts-{name}"] = partial(parts, network, recipe)

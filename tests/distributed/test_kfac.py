@@ -83,6 +83,15 @@ def test_k_fac_changes_the_training() -> None:
     assert cases.relative_difference(plain["weights"], alone("mlp")["weights"]) > 1e-3
 
 
+def test_statistics_leave_while_backward_goes_on(ranks: tuple[int, Path]) -> None:
+    first, *others = of_ranks(ranks, "departed")
+    assert first["left"] == ["0.A", "0.G", "2.A", "2.G"]
+    for other in others:
+        assert all(
+            torch.equal(a, b) for a, b in zip(first["weights"], other["weights"], strict=True)
+        )
+
+
 # --- single precision, and half of it on the wire ------------------------------------------------
 
 

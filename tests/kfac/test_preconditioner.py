@@ -325,6 +325,39 @@ def test_a_share_of_the_batch_is_measured() -> None:
     torch.testing.assert_close(factors["0.G"]["running"][0], p.T @ p / 3)
 
 
+class WithPositions(nn.Module):
+    """Tokens and positions, as language models have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(5, 4), nn.Embedding(6, 4)
+        self.norm, self.head = nn.LayerNorm(4), nn.Linear(4, 5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1]))
+        outputs: Tensor = self.head(self.norm(hidden))
+        return outputs
+
+
+@pytest.mark.parametrize("reduction", ["mean", "token-mean"])
+def test_a_share_of_equal_examples_measures_the_same(reduction: str) -> None:
+    tokens = torch.randint(5, (1, 6)).expand(8, 6)
+
+    def passes(model: nn.Module, kfac: KFAC) -> None:
+        outputs = model(tokens).flatten(0, 1)
+        nn.functional.cross_entropy(outputs, tokens.flatten()).backward()
+
+    model = WithPositions()
+    states = []
+    for share in (1.0, 0.25):
+        settings = KFACSettings(refresh=EACH, batch_share=share)
+        _, kfac = stepped(model, passes, settings, loss_reduction=reduction)
+        states.append(kfac.state_dict()["flow"]["factors"])
+    for name, factor in states[0].items():
+        if name != "positions.A" and not (reduction == "token-mean" and "positions" in name):
+            torch.testing.assert_close(states[1][name]["running"], factor["running"], msg=name)
+
+
 # --- failures ------------------------------------------------------------------------------------
 
 

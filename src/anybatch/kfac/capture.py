@@ -16,7 +16,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +30,12 @@ from anybatch.kfac.layer_sums import (
     add_input_sum,
     add_output_sum,
     first_examples,
+    measured_share,
     num_examples,
-    num_measured,
     num_rows,
 )
 from anybatch.kfac.overlap import Departures
+from anybatch.kfac.seen import Seen, usual_examples, usual_passed
 from anybatch.kfac.stages import Stages
 from anybatch.kfac.statistics import accumulation_dtype
 from anybatch.recipe_preconditioner import KFACSettings
@@ -42,25 +43,6 @@ from anybatch.recipe_preconditioner import KFACSettings
 __all__ = ["Capture"]
 
 _Keep: TypeAlias = Callable[..., Tensor | None]
-
-
-class _Seen(NamedTuple):
-    """What came through the layers of one block.
-
-    Attributes:
-        calls: of them.
-        examples: of all calls, that were measured.
-        passed: of all calls.
-    """
-
-    calls: int = 0
-    examples: int = 0
-    passed: int = 0
-
-    def and_one_of(self, passed: int, share: float) -> _Seen:
-        """With one more call of so many examples."""
-        measured = num_measured(passed, share)
-        return _Seen(self.calls + 1, self.examples + measured, self.passed + passed)
 
 
 @final
@@ -111,7 +93,7 @@ class Capture:
         self.sums: dict[str, Tensor] = {}
         self.rows: dict[str, int] = {}
         self.fired: set[str] = set()
-        self._seen: dict[str, _Seen] = {}
+        self._seen: dict[str, Seen] = {}
         self.departures: Departures | None = None
         self._outstanding: dict[str, int] = {}  # passages of a block that await their gradient
         self._open: dict[Passage, GradientEdge] = {}
@@ -181,22 +163,33 @@ class Capture:
         with self._stages.of("statistics"), torch.no_grad():
             passed = num_examples(passage)
             passage, gradient = first_examples(passage, gradient, self._settings.batch_share)
-            seen = self._seen.get(block.name, _Seen())
+            seen = self._seen.get(block.name, Seen())
             self._seen[block.name] = seen.and_one_of(passed, self._settings.batch_share)
             rows = num_rows(passage, gradient, self._settings.sharing)
+            if num_examples(passage) == passed:  # all is there, and weighs as the measured part
+                rows = round(rows * measured_share(passage, self._settings.batch_share))
             self.rows[block.name] = self.rows.get(block.name, 0) + rows
             self.fired.add(block.name)
             for factor in self._wanted(block):
                 if self.departures is not None:
                     self.departures.check(factor.name)
                 if factor.role == "A":
-                    total = self._total(factor, gradient)
-                    add_input_sum(total, factor, passage, self._settings.sharing)
+                    self._add_input(factor, passage, gradient)
                 elif self._settings.fisher == "empirical":
                     self._add_output(factor, passage, gradient)
         if self.departures is not None and not self._outstanding[block.name]:
             for factor in self._wanted(block):
                 self.departures.ready(factor.name, self.sums[factor.name])
+
+    def _add_input(self, factor: FactorShape, passage: Passage, like: Tensor) -> None:
+        """S_A of one passage, whose examples were chosen before."""
+        total, share = self._total(factor, like), self._settings.batch_share
+        if share < 1 and passage.block.kind == "embedding":  # which is measured whole
+            own = torch.zeros_like(total)
+            add_input_sum(own, factor, passage, self._settings.sharing)
+            total.add_(own, alpha=measured_share(passage, share))
+        else:
+            add_input_sum(total, factor, passage, self._settings.sharing)
 
     def _add_output(self, factor: FactorShape, passage: Passage, gradient: Tensor) -> None:
         """S_G or S_F of one passage, whose examples were chosen before."""
@@ -277,25 +270,13 @@ class Capture:
 
     @property
     def examples(self) -> int:
-        """N: examples that were measured.
-
-        That is the sum of leading dimensions of the inputs of a layer that is called as seldom as
-        any; where such layers differ, the most common sum, and of several the smallest. (A layer
-        may be called many times for an example, and positions have an embedding without examples.)
-        """
-        return self._usual([(seen.calls, seen.examples) for seen in self._seen.values()])
+        """N: examples that were measured (see `usual_examples`)."""
+        return usual_examples(self._seen)
 
     @property
     def passed(self) -> int:
         """Examples that have passed, measured or not: of which `batch_share` takes a part."""
-        return self._usual([(seen.calls, seen.passed) for seen in self._seen.values()])
-
-    def _usual(self, of_blocks: Sequence[tuple[int, int]]) -> int:
-        if not of_blocks:
-            return 0
-        seldom = min(calls for calls, _ in of_blocks)
-        counts = [count for calls, count in of_blocks if calls == seldom]
-        return min(set(counts), key=lambda count: (-counts.count(count), count))
+        return usual_passed(self._seen)
 
     def missing(self) -> tuple[str, ...]:
         """Names of the blocks that lack a wanted sum: no pass, or no gradient, came to them."""

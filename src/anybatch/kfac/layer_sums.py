@@ -33,6 +33,7 @@ __all__ = [
     "add_input_sum",
     "add_output_sum",
     "first_examples",
+    "measured_share",
     "num_examples",
     "num_measured",
     "num_rows",
@@ -142,17 +143,23 @@ def num_measured(examples: int, share: float) -> int:
     return max(1, math.ceil(share * examples - 1e-9))
 
 
+def measured_share(passage: Passage, share: float) -> float:
+    """The part of a passage's examples that is measured: whole examples."""
+    examples = num_examples(passage)
+    return num_measured(examples, share) / examples
+
+
 def first_examples(passage: Passage, gradient: Tensor, share: float) -> tuple[Passage, Tensor]:
     """A passage and its output gradient with the measured part of their examples.
 
-    A norm's normalized inputs need the whole batch: there all examples are measured, their gradient
-    scaled so that they weigh as the part does.
+    A norm's normalized inputs need the whole batch, and what an embedding gets may be positions
+    without examples: there all is measured, gradients scaled so that they weigh as the part does.
     """
     examples = num_examples(passage)
     measured = num_measured(examples, share)
     if measured == examples:
         return passage, gradient
-    if passage.block.kind == "norm":
+    if passage.block.kind in ("norm", "embedding"):
         return passage, gradient * math.sqrt(measured / examples)
     part = Passage(passage.block, passage.module, passage.inputs[:measured])
     return part, gradient[:measured]

@@ -194,7 +194,7 @@ class KFAC:
 
         Cost:
             For "sampled" one further backward pass to the layers' outputs, for "exact" one for
-            each class.
+            each class (and position).
         """
         if self.settings.fisher != "empirical" and self.observing:
             self._capture.add_model_statistics(outputs, family)
