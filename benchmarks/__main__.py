@@ -13,6 +13,8 @@ from benchmarks import (
     cifar10_jpeg,
     critical_batch,
     full_batch_step,
+    kfac_benefit,
+    kfac_cost,
     lr_range,
     mnist,
     noise_scale,
@@ -45,6 +47,8 @@ _BENCHMARKS: tuple[Benchmark, ...] = (
     plan_regret,
     plan_predictions,
     reproductions,
+    kfac_cost,
+    kfac_benefit,
     scaling,
 )
 _HERE = Path(__file__).parent

@@ -114,10 +114,10 @@ _NOTES = " ".join(
         "seed: the lr by steps of 2 to 8, and the setting named. Updates: median of the seeds 1, 2",
         "and 3 that reached it, looked at 5 % apart, at most twice as many as in SGD's tuning.",
         "To SGD's: geometric mean of the ratios of the seeds that both reached, 95 % interval by",
-        "Student's t (three seeds: wide). Milliseconds: processor time of one thread, optimizers in",
-        "turns of 5 updates, median of 5 rounds; seconds: updates times these. K-FAC measures its",
-        "statistics in every update and inverts in every fifth. The lr rises linearly until the first",
-        "evaluation (update 5 at batch 2,048, 20 elsewhere) and is constant then.",
+        "Student's t (three seeds: wide). Milliseconds: processor time of one thread, optimizers",
+        "in turns of 5 updates, median of 5 rounds; seconds: updates times these. K-FAC measures",
+        "its statistics in every update and inverts in every fifth. The lr rises linearly until",
+        "the first evaluation (update 5 at batch 2,048, 20 elsewhere) and is constant then.",
     ]
 )
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from anybatch.data.download import download_data as download_data
     from anybatch.data.source import Batch as Batch
     from anybatch.errors import InputError as InputError
+    from anybatch.kfac.preconditioner import KFAC as KFAC
     from anybatch.measurement import Estimate as Estimate
     from anybatch.measurement import Finding as Finding
     from anybatch.measurement import Measurement as Measurement
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from anybatch.recipe import AdamSettings as AdamSettings
     from anybatch.recipe import AdamWSettings as AdamWSettings
     from anybatch.recipe import AdaptiveBatchSize as AdaptiveBatchSize
+    from anybatch.recipe import AdaptiveRefresh as AdaptiveRefresh
     from anybatch.recipe import AdditiveNoise as AdditiveNoise
     from anybatch.recipe import Augmentation as Augmentation
     from anybatch.recipe import BatchNormSettings as BatchNormSettings
@@ -57,7 +59,11 @@ if TYPE_CHECKING:
     from anybatch.recipe import ClipGlobalNorm as ClipGlobalNorm
     from anybatch.recipe import ComputeSettings as ComputeSettings
     from anybatch.recipe import ExponentialAverage as ExponentialAverage
+    from anybatch.recipe import FisherNormBound as FisherNormBound
+    from anybatch.recipe import FixedRefresh as FixedRefresh
     from anybatch.recipe import GradientPenalty as GradientPenalty
+    from anybatch.recipe import KFACSettings as KFACSettings
+    from anybatch.recipe import KLBound as KLBound
     from anybatch.recipe import LAMBSettings as LAMBSettings
     from anybatch.recipe import LARSSettings as LARSSettings
     from anybatch.recipe import LocalUpdates as LocalUpdates
@@ -66,6 +72,7 @@ if TYPE_CHECKING:
     from anybatch.recipe import ModelSettings as ModelSettings
     from anybatch.recipe import MultiplicativeNoise as MultiplicativeNoise
     from anybatch.recipe import MuonSettings as MuonSettings
+    from anybatch.recipe import NoBound as NoBound
     from anybatch.recipe import NormalizeGradient as NormalizeGradient
     from anybatch.recipe import Origin as Origin
     from anybatch.recipe import ParameterKinds as ParameterKinds
@@ -83,6 +90,7 @@ if TYPE_CHECKING:
     from anybatch.recipe import SharpnessAware as SharpnessAware
     from anybatch.recipe import Stopping as Stopping
     from anybatch.recipe import Target as Target
+    from anybatch.recipe import WeightRescaling as WeightRescaling
     from anybatch.recipe_file import load_recipe as load_recipe
     from anybatch.records import EvalRecord as EvalRecord
     from anybatch.records import EventRecord as EventRecord
@@ -134,6 +142,7 @@ _HOMES = {
     "data.download": ("download_data",),
     "data.source": ("Batch",),
     "errors": ("InputError",),
+    "kfac.preconditioner": ("KFAC",),
     "measurement": ("Estimate", "Finding", "Measurement"),
     "measuring.doctor": ("DoctorSettings", "examine"),
     "measuring.loss_oscillation": ("LossOscillationSettings", "measure_loss_oscillation"),
@@ -152,6 +161,7 @@ _HOMES = {
         "AdamSettings",
         "AdamWSettings",
         "AdaptiveBatchSize",
+        "AdaptiveRefresh",
         "AdditiveNoise",
         "Augmentation",
         "BatchNormSettings",
@@ -159,7 +169,11 @@ _HOMES = {
         "ClipGlobalNorm",
         "ComputeSettings",
         "ExponentialAverage",
+        "FisherNormBound",
+        "FixedRefresh",
         "GradientPenalty",
+        "KFACSettings",
+        "KLBound",
         "LAMBSettings",
         "LARSSettings",
         "LocalUpdates",
@@ -168,6 +182,7 @@ _HOMES = {
         "ModelSettings",
         "MultiplicativeNoise",
         "MuonSettings",
+        "NoBound",
         "NormalizeGradient",
         "Origin",
         "ParameterKinds",
@@ -185,6 +200,7 @@ _HOMES = {
         "SharpnessAware",
         "Stopping",
         "Target",
+        "WeightRescaling",
     ),
     "recipe_file": ("load_recipe",),
     "records": ("EvalRecord", "EventRecord", "StepRecord"),

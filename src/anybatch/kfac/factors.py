@@ -45,16 +45,23 @@ class Factors:
 
         running <- average * running + (1 - average) * new; the first one as it is. A measurement
         that is not finite moves nothing; that is decided on the device.
+
+        Args:
+            statistics: of owned factors, in memory that is theirs from now on.
         """
         share = self._settings.average
         for name, new in statistics.items():
             old = self.running.get(name)
             if old is None:
-                self.running[name] = new.clone()
+                self.running[name] = new
                 continue
-            mixed = torch.lerp(new, old, share) if share else new
-            mixed = torch.where(torch.isfinite(old.sum()), mixed, new)
-            self.running[name] = torch.where(torch.isfinite(new.sum()), mixed, old)
+            # Of sums of squares: what is not finite anywhere is not so on the diagonal.
+            is_finite = torch.isfinite(_diagonal(new).sum())
+            if self._histories:  # these go on reading the measurement
+                self.running[name] = torch.where(is_finite, torch.lerp(new, old, share), old)
+            else:
+                new.lerp_(old, share)
+                self.running[name] = torch.where(is_finite, new, old, out=new)
 
     def changes(self, statistics: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """Relative change of each measurement against the last and the one before, if adaptive."""
@@ -76,6 +83,8 @@ class Factors:
         for (name, _, _), (inverse, event) in zip(jobs, results, strict=True):
             if event is not None:
                 self.events.add(event)
+                if event.reason == "not-finite":
+                    del self.running[name]  # the next measurement begins anew
             if inverse is not None:
                 # One layout, whichever solver: products round by it, and states are compared.
                 self.inverses[name] = inverse.contiguous()
@@ -109,3 +118,7 @@ class Factors:
                     kept[name] = one[key].to(device, dtype, copy=True)
             if self._histories and one["history"] is not None:
                 self._histories[name].load_state_dict(one["history"], device=device)
+
+
+def _diagonal(statistic: Tensor) -> Tensor:
+    return statistic if statistic.dim() == 2 else statistic.diagonal(dim1=1, dim2=2)

@@ -145,6 +145,8 @@ def why_untried(recipe: Recipe, branches: Measurement | None) -> str:
     if not sizes:  # a measurement of before there was any
         return ""
     lost = sorted(set(diverged_lrs(branches, sizes[0], preconditioned=True)))
-    if lost and not arms_of(branches, preconditioned=True):
-        return f"K-FAC diverged at lr {' and '.join(f'{lr:.3g}' for lr in lost)}: not recommended"
+    if not arms_of(branches, preconditioned=True):
+        at = " and ".join(f"{lr:.3g}" for lr in lost)
+        what = f"K-FAC diverged at lr {at}" if lost else "K-FAC: its branches are too short"
+        return f"{what}: not recommended"
     return "K-FAC: its branches do not tell its updates to the same loss: not recommended"
