@@ -252,7 +252,7 @@ def test_branches_that_do_not_pair_say_nothing() -> None:
     assert trial_of(measured) is None
     plan = plan_with(measured)
     assert plan.recipe.preconditioner is None
-    assert "do not tell" in reasons(plan)[0]
+    assert "a step takes 1.20 x (1.15 to 1.25); the branches do not tell" in reasons(plan)[0]
     short = {name: column[:8] + column[-8:] for name, column in measured.samples.items()}
     assert "too short" in reasons(plan_with(replace(measured, samples=short)))[0]
     alone = with_trials(branches({(4 * SIZE, 0.2): 0.02}), SIZE, {0.1: 0.05})

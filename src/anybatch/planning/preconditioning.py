@@ -10,13 +10,14 @@ from anybatch.planning.arithmetic.branches import log_ratio_of_updates
 from anybatch.planning.arithmetic.preconditioner_choice import (
     SURE,
     WORTH,
+    LogRatio,
     PreconditionerChoice,
     PreconditionerTrial,
     long_run_seconds,
     ratio_of_seconds,
     ratio_of_updates,
 )
-from anybatch.planning.arms import arms_of, best_lr, diverged_lrs, seconds_of
+from anybatch.planning.arms import Arms, arms_of, best_lr, diverged_lrs, seconds_of
 from anybatch.planning.recipe import written_lr
 from anybatch.recipe import FixedRefresh, KFACSettings, Recipe, SGDSettings, SGDWSettings
 
@@ -74,7 +75,7 @@ def trial_of(branches: Measurement | None) -> PreconditionerTrial | None:
     if branches is None or not tried:
         return None
     size = min(size for size, _ in tried)  # they are of one
-    plain = {arm: losses for arm, losses in arms_of(branches).items() if arm[0] == size}
+    plain = _arms_at(branches, size)
     if not plain:
         return None
     lr = best_lr(tried, size)
@@ -84,22 +85,28 @@ def trial_of(branches: Measurement | None) -> PreconditionerTrial | None:
     ratio, error = log_ratio_of_updates(ours, theirs)
     if not math.isfinite(error):
         return None
-    every = {
-        "statistics_every": _REFRESH.statistics_every,
-        "inverse_every": _REFRESH.inverse_every,
-    }
+    return PreconditionerTrial(
+        batch_size=size,
+        lr=lr,
+        seconds=_ratio_of_seconds(branches, tried, plain),
+        updates=ratio_of_updates(ratio, error),
+    )
+
+
+def _arms_at(branches: Measurement, batch_size: int) -> Arms:
+    """Those without it."""
+    return {arm: losses for arm, losses in arms_of(branches).items() if arm[0] == batch_size}
+
+
+def _ratio_of_seconds(branches: Measurement, tried: Arms, plain: Arms) -> LogRatio:
+    statistics_every, inverse_every = _REFRESH.statistics_every, _REFRESH.inverse_every
     slow = [
-        long_run_seconds(seconds, **every)
+        long_run_seconds(seconds, statistics_every=statistics_every, inverse_every=inverse_every)
         for arm in tried
         for seconds in seconds_of(branches, arm, preconditioned=True)
     ]
     quick = [long_run_seconds(one) for arm in plain for one in seconds_of(branches, arm)]
-    return PreconditionerTrial(
-        batch_size=size,
-        lr=lr,
-        seconds=ratio_of_seconds(slow, quick),
-        updates=ratio_of_updates(ratio, error),
-    )
+    return ratio_of_seconds(slow, quick)
 
 
 def verdict(choice: PreconditionerChoice) -> str:
@@ -145,8 +152,16 @@ def why_untried(recipe: Recipe, branches: Measurement | None) -> str:
     if not sizes:  # a measurement of before there was any
         return ""
     lost = sorted(set(diverged_lrs(branches, sizes[0], preconditioned=True)))
-    if not arms_of(branches, preconditioned=True):
+    tried, plain = arms_of(branches, preconditioned=True), _arms_at(branches, sizes[0])
+    if not tried:
         at = " and ".join(f"{lr:.3g}" for lr in lost)
         what = f"K-FAC diverged at lr {at}" if lost else "K-FAC: its branches are too short"
         return f"{what}: not recommended"
-    return "K-FAC: its branches do not tell its updates to the same loss: not recommended"
+    step = ""
+    if plain:
+        band = _band(_ratio_of_seconds(branches, tried, plain).band())
+        step = f"a step takes {band}; "
+    return (
+        f"K-FAC at batch size {sizes[0]:,}: {step}the branches do not tell its updates to the same "
+        "loss: not recommended"
+    )
