@@ -203,6 +203,7 @@ class Plan:
         """The plan in words: the answer, what it takes, what the present choice would cost."""
         optimizer: Any = self.recipe.optimizer
         lr = f"lr {optimizer.lr:.3g}{_lr_span(self.predictions.get('lr'))} with {optimizer.name}"
+        lr += " after K-FAC" if self.recipe.preconditioner is not None else ""
         found = [
             f"batch size {self.batch_size:,}{self._band()}",
             f"{lr}, {_schedule_words(self.recipe)}",

@@ -91,7 +91,7 @@ def test_the_short_procedure_keeps_everything_that_the_plan_follows_from(tmp_pat
     assert [record.update for record in run.evals()] == list(
         run.measurements()["pilot"].samples["update"]
     )
-    assert next(run.steps()).update == 5
+    assert next(run.steps()).update == run.recipe.records.log_every
     assert not list(tmp_path.rglob("*.tmp"))
     assert Plan.from_dict(json.loads((tmp_path / "plan" / PLAN_FILE).read_text())) == plan
 

@@ -32,9 +32,11 @@ def _branches(measured: Measured) -> list[_Branch]:
     names = ("branch", "seed", "loss", "validation_loss", "batch_size", "lr")
     found: dict[float, dict[float, list[tuple[float, float]]]] = {}
     labels: dict[float, str] = {}
-    for number, seed, loss, end, size, lr in zip(*(samples[n] for n in names), strict=True):
+    flags = samples.get("preconditioned", (0.0,) * len(samples["lr"]))
+    columns = (samples[name] for name in names)
+    for flag, number, seed, loss, end, size, lr in zip(flags, *columns, strict=True):
         found.setdefault(number, {}).setdefault(seed, []).append((loss, end))
-        labels[number] = f"{size:,.0f} at lr {lr:.3g}"
+        labels[number] = f"{size:,.0f}{' with K-FAC' if flag else ''} at lr {lr:.3g}"
     return [
         _Branch(
             labels[number],

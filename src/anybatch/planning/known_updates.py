@@ -45,7 +45,7 @@ def known_updates(path: Path) -> tuple[Method, KnownUpdates]:
         for price in plan.prices
         if price.ranks == plan.request.ranks and price.updates.value is not None
     }
-    return method_of(plan.recipe), _fitted(priced, plan.request.target, path)
+    return method_of(plan.request.recipe), _fitted(priced, plan.request.target, path)
 
 
 def _fitted(updates: dict[float, float], target: str, path: Path) -> KnownUpdates:
