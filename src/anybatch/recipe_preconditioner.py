@@ -77,7 +77,7 @@ Refresh: TypeAlias = FixedRefresh | AdaptiveRefresh
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FisherNormBound:
-    """No step p is longer than `largest` in the Fisher's metric: sqrt(p^T g) before lr and momentum.
+    """No step p is longer than `largest` in the Fisher's metric: sqrt(p^T g), before lr.
 
     The lr keeps its meaning: the change of the outputs is at most lr times this bound.
 
