@@ -70,6 +70,16 @@ def test_the_search_follows_a_better_lr_and_tries_the_second_value() -> None:
     assert next_setting(SGD, 0, tried) == Setting(3, 0)
 
 
+def test_the_search_leaves_out_second_values_that_there_are_not() -> None:
+    tried = [Tried(Setting(0, 1), 50, 0.1)]
+    tried += [Tried(Setting(power, 1), None, 0.1) for power in (2, -2)]
+    assert next_setting(SGD, 0, tried) == Setting(0, 0)  # there is no third momentum
+    last = [Tried(one.setting._replace(place=0), one.updates, one.value) for one in tried]
+    assert next_setting(SGD, 0, last) == Setting(0, 1)
+    last.append(Tried(Setting(0, 1), None, 0.1))
+    assert next_setting(SGD, 0, last) == Setting(1, 0)  # and none before the first
+
+
 def test_the_search_never_repeats_and_stays_in_its_grid() -> None:
     for arm in ARMS:
         tried: list[Tried] = []
@@ -87,7 +97,7 @@ def test_reaching_early_is_better_than_coming_low() -> None:
         Tried(Setting(2, 0), 80, 0.5),
     )
     assert best_of([low, late, early]) is early
-    assert best_of([low, Tried(Setting(3, 0), None, 0.1)]) is low
+    assert best_of([Tried(Setting(3, 0), None, 0.1), low]) is low
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
@@ -154,20 +164,23 @@ def test_training_tells_the_cap_and_a_divergence() -> None:
     assert train_to(separable_task(), wild, target=-1.0, first=1, cap=60)["status"] == "diverged"
 
 
+def test_the_target_is_the_lowest_of_the_first_three_quarters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"updates": None, "status": "cap", "processor_seconds": 0.0}
+    told |= {"evaluations": [[20, 0.5], [30, 0.3], [31, 0.2], [40, 0.1]]}
+    monkeypatch.setattr("benchmarks.kfac_benefit_runs.train_to", lambda *_, **__: told)
+    found = target_of(tmp_path, separable_task(), SMALL, SGD)
+    assert found["target"] == 0.3
+    assert [training["updates"] for training in found["tuning"]] == [30] * TRIALS_PER_ARM
+
+
 def test_tuning_fixes_the_target_and_goes_on_where_it_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = separable_task()
     told = target_of(tmp_path / "sgd", task, SMALL, SGD)
     assert len(told["tuning"]) == TRIALS_PER_ARM
-    early = [
-        value
-        for training in told["tuning"]
-        if training["status"] != "diverged"
-        for update, value in training["evaluations"]
-        if update <= 30
-    ]
-    assert told["target"] == min(early)
     own = tuned(tmp_path / "kfac", task, SMALL, KFAC, told["target"])
     runs = final_runs(
         tmp_path / "kfac", task, SMALL, KFAC, own, target=told["target"], seeds=(1, 2)
@@ -220,6 +233,8 @@ def test_the_table_says_what_was_not_reached_and_compares_seeds_that_both_reache
     assert kfac.endswith("| 0.62 |")
     assert "2 of 3" in adamw
     assert adamw.split("|")[7].endswith("2 pairs ")
+    turned = RESULTS | {"autoencoder-sgd": arm_results("sgd", (None, 400, 400))}
+    assert "2 pairs" in benefit_table(turned).splitlines()[3]
     none = RESULTS | {"autoencoder-kfac": arm_results("kfac", (None, None, None))}
     assert "> 960" in benefit_table(none)
     assert benefit_table({}) == "Not measured yet."

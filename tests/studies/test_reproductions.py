@@ -531,6 +531,20 @@ def test_a_folder_of_another_protocol_is_refused(begun: Path) -> None:
     assert not (begun.parent / "new").exists()
 
 
+def test_a_setting_that_came_later_does_not_orphan_a_folder(begun: Path) -> None:
+    """Stored by an earlier version, whose recipes did not know it: it counts by its default."""
+    values = json.loads((begun / "study.json").read_text())
+    recipe = values["about"]["protocol"]["sgd"]["recipe"]
+    assert recipe.pop("preconditioner", None) is None
+    del recipe["schedules"]["damping"]
+    write_json(begun / "study.json", values)
+    ReproductionFolder(begun)
+    recipe["a_setting_that_is_no_more"] = 1
+    write_json(begun / "study.json", values)
+    with pytest.raises(InputError, match="arm sgd must be as the protocol"):
+        ReproductionFolder(begun)
+
+
 def test_killed_anywhere_it_ends_like_one_that_was_not(tmp_path: Path) -> None:
     folder = ReproductionFolder.open(tmp_path / "whole", "train-longer", quick=True, seeds=2)
     assert reproduce(folder)

@@ -9,7 +9,7 @@ from typing import Any, Literal, final
 
 from anybatch.errors import InputError
 from anybatch.recipe import Recipe
-from anybatch.recipe_mapping import recipe_to_mapping, to_plain
+from anybatch.recipe_mapping import recipe_from_mapping, recipe_to_mapping, to_plain
 from anybatch.run import read_json, write_json
 from anybatch.studies.reproductions.parts import Arm, Experiment, SameLR, Searched
 from anybatch.studies.reproductions.results import (
@@ -73,7 +73,7 @@ class ReproductionFolder:
         self.seeds = tuple(self.study.seeds)
         self.experiment: Experiment = claim_named(self.name).experiment(quick=self.quick)
         for arm, settings in _protocol(self.experiment).items():
-            if about["protocol"].get(arm) != settings:
+            if not _is_as(about["protocol"].get(arm), settings):
                 rule = f"must be as the protocol of {self.name} has it now"
                 raise InputError(f"{path}: arm {arm}", rule, hint="take a new --runs folder")
 
@@ -275,6 +275,17 @@ def _protocol(experiment: Experiment) -> dict[str, Any]:
         }
         for name, arm in experiment.arms.items()
     }
+
+
+def _is_as(stored: Any, settings: dict[str, Any]) -> bool:
+    """Whether a stored arm is the present one; settings that came later count by their defaults."""
+    if not isinstance(stored, dict):
+        return False
+    try:
+        recipe = _without_seed(recipe_from_mapping(stored["recipe"]))
+    except InputError:  # of a setting that is no more
+        return False
+    return stored | {"recipe": recipe} == settings
 
 
 def _without_seed(recipe: Recipe) -> dict[str, Any]:
