@@ -24,7 +24,7 @@ _THROWN_AWAY = (
     "A first run on the autoencoder, with an lr that was constant from the start, was thrown away: "
     "SGD (lr 8) diverged on one seed and took 302 updates on two, K-FAC (lr 0.5, damping 0.01) "
     "took 114, 408 and 120. With the rise of the lr, the search that begins at damping 0.001 did "
-    "not come by that setting again: six trials are few for a method that is tuned in lr and damping."
+    "not come by that setting again: six trials are few for a method tuned in lr and damping."
 )
 
 

@@ -92,6 +92,22 @@ def test_statistics_leave_while_backward_goes_on(ranks: tuple[int, Path]) -> Non
         )
 
 
+def test_bytes_that_adaptive_refresh_saves_are_those_of_a_dense_one(
+    ranks: tuple[int, Path],
+) -> None:
+    dense, adaptive = (
+        of_ranks(ranks, name)[0]["counts"] for name in ("every-update", "adaptive-inverses")
+    )
+    each = dense["refreshes"] // 20
+    assert dense["payload_bytes_saved"] == 0
+    assert adaptive["refreshes"] + adaptive["refreshes_saved"] == each * 20
+    sides = (7, 16, 17, 12, 13, 3)  # of the same network's factors
+    whole = sum(side * (side + 1) // 2 for side in sides) * 8 * 20
+    assert 0 < adaptive["payload_bytes_saved"] < whole
+    shares = adaptive["refreshes_saved"] / (each * 20), adaptive["payload_bytes_saved"] / whole
+    assert shares[0] == pytest.approx(shares[1], abs=0.3)
+
+
 # --- single precision, and half of it on the wire ------------------------------------------------
 
 

@@ -35,6 +35,7 @@ from anybatch.kfac.refresh import (
 from anybatch.kfac.solve import EventCounts
 from anybatch.kfac.stages import Stages
 from anybatch.kfac.statistics import accumulation_dtype, normalized
+from anybatch.kfac.wire import wire_dtype
 from anybatch.recipe_preconditioner import AdaptiveRefresh, FixedRefresh, KFACSettings
 from anybatch.world import World
 
@@ -328,11 +329,20 @@ class StatisticsFlow:
             "inversions": sum(counts.inverses.values()),
             "refreshes_saved": sum(counts.saved_statistics().values()),
             "inversions_saved": sum(counts.saved_inverses().values()),
+            "payload_bytes_saved": self._payload_bytes_saved(),
             "payload_bytes": sent.payload_bytes,
             "padding_bytes": sent.padding_bytes,
             "link_bytes": sent.link_bytes,
             "events": self.factors.events.state_dict(),
         }
+
+    def _payload_bytes_saved(self) -> int:
+        """Of statistics that did not travel, since they were not measured in every update."""
+        if self._world.size == 1:
+            return 0
+        saved = self._refresh.counts.saved_statistics()
+        elements = sum(PackedEntry.of(s).count * saved[s.name] for s in self._shapes)
+        return elements * wire_dtype(self._settings.wire, self._dtype).itemsize
 
     # --- state -------------------------------------------------------------------------------
 
