@@ -8,9 +8,10 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from anybatch.kfac.adaptive_refresh import History
 from anybatch.kfac.blocks import FactorShape
-from anybatch.kfac.refresh import History
-from anybatch.kfac.solve import EventCounts, damped_inverses
+from anybatch.kfac.ladder import EventCounts
+from anybatch.kfac.solve import damped_inverses
 from anybatch.recipe_preconditioner import AdaptiveRefresh, KFACSettings
 
 __all__ = ["Factors"]

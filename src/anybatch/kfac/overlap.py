@@ -8,9 +8,13 @@ from typing import final
 from torch import Tensor
 
 from anybatch.errors import InputError
+from anybatch.kfac.blocks import FactorShape
 from anybatch.kfac.exchange import Pending, StatisticsExchange
+from anybatch.kfac.packing import PackedEntry
 
-__all__ = ["Departures", "OrderedBuckets", "scaled_sum"]
+__all__ = ["Departures", "OrderedBuckets", "buckets_of", "scaled_sum"]
+
+_ELEMENTS_OF_A_BUCKET = 4_000_000  # 16 MB of float32, as torch's DDP has 25
 
 
 @final
@@ -117,3 +121,16 @@ class Departures:
 def scaled_sum(name: str, total: Tensor, divisor: float) -> Tensor:
     """D^2 S of G and F, S of A."""
     return total if name.endswith(".A") or divisor == 1.0 else total * divisor**2
+
+
+def buckets_of(shapes: Sequence[FactorShape]) -> list[list[str]]:
+    """Names of factors in their order, so many together that a bucket is worth its latency."""
+    buckets: list[list[str]] = [[]]
+    elements = 0
+    for shape in shapes:
+        if elements >= _ELEMENTS_OF_A_BUCKET:
+            buckets.append([])
+            elements = 0
+        buckets[-1].append(shape.name)
+        elements += PackedEntry.of(shape).count
+    return [bucket for bucket in buckets if bucket]

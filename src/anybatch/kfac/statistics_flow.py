@@ -10,8 +10,7 @@ statistic is like its last two) is filled in by the owners and summed over ranks
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -20,57 +19,24 @@ from anybatch.errors import InputError
 from anybatch.kfac.applying import matrix_shape
 from anybatch.kfac.blocks import FactorShape, FisherBlock
 from anybatch.kfac.capture import Capture
-from anybatch.kfac.damping import damping_by_means, mean_eigenvalue
+from anybatch.kfac.damping import damping_by_means
 from anybatch.kfac.exchange import StatisticsExchange
 from anybatch.kfac.factors import Factors
-from anybatch.kfac.overlap import Departures, OrderedBuckets, scaled_sum
+from anybatch.kfac.ladder import EventCounts
+from anybatch.kfac.loss_weight import LossReduction, LossWeight
+from anybatch.kfac.overlap import Departures, OrderedBuckets, buckets_of, scaled_sum
 from anybatch.kfac.packing import PackedEntry
 from anybatch.kfac.placement import block_costs, factor_costs, factor_owners, place
-from anybatch.kfac.refresh import (
-    AdaptiveRefreshController,
-    Due,
-    FixedRefreshPlan,
-    RefreshPlan,
-)
-from anybatch.kfac.solve import EventCounts
+from anybatch.kfac.refresh import refresh_plan
+from anybatch.kfac.refresh_counts import Due
+from anybatch.kfac.shared_knowledge import inverted_names, means_and_changes
 from anybatch.kfac.stages import Stages
 from anybatch.kfac.statistics import accumulation_dtype, normalized
 from anybatch.kfac.wire import wire_dtype
 from anybatch.recipe_preconditioner import AdaptiveRefresh, FixedRefresh, KFACSettings
 from anybatch.world import World
 
-_ELEMENTS_OF_A_BUCKET = 4_000_000  # 16 MB of float32, as torch's DDP has 25
-
 __all__ = ["LossReduction", "LossWeight", "StatisticsFlow"]
-
-LossReduction: TypeAlias = Literal["mean", "sum", "token-mean", "token-sum"]
-
-
-@dataclass(frozen=True, slots=True)
-class LossWeight:
-    """How the losses of an update's backward passes were weighted.
-
-    Attributes:
-        reduction: of the loss.
-        num_examples: that the caller gave; None: those that passed.
-        scale: that the loss was multiplied by.
-    """
-
-    reduction: LossReduction
-    num_examples: int | None
-    scale: float
-
-    def divisor(self, examples: int, terms: int) -> float:
-        """What an example's (token's) loss was divided by, over its scale.
-
-        Args:
-            examples: that passed on this rank.
-            terms: rows of the layer that makes the outputs: tokens, of a loss by tokens.
-        """
-        if self.reduction in ("sum", "token-sum"):
-            return 1.0 / self.scale
-        passed = terms if self.reduction == "token-mean" else examples
-        return (self.num_examples or passed) / self.scale
 
 
 @final
@@ -107,7 +73,7 @@ class StatisticsFlow:
         )
         self._shares_inverses = settings.distribution == "inverses" and world.size > 1
         self.inverses = {} if self._shares_inverses else self.factors.inverses
-        self._refresh = _refresh_plan(settings, [shape.name for shape in self._shapes])
+        self._refresh = refresh_plan(settings.refresh, [shape.name for shape in self._shapes])
         self._due = Due()
         self._means: dict[str, Tensor] = {}  # mean eigenvalues of A and G, (groups,), everywhere
         self._inverted: set[str] = set()  # factors that have an inverse, on whichever rank
@@ -161,7 +127,7 @@ class StatisticsFlow:
             own_changes = self.factors.changes(statistics)
             self.factors.take(statistics)
             with self._stages.of("exchange"):
-                changes = self._shared_knowledge(due.statistics, own_changes)
+                changes = self._known_everywhere(due.statistics, own_changes)
         if due.inverses:
             with self._stages.of("inversion"):
                 self.factors.invert(self._dampings(due.inverses, damping))
@@ -201,7 +167,7 @@ class StatisticsFlow:
         divisor = weight.divisor(0, 0) if self._settings.fisher == "empirical" else 1.0
         # Gradients come in about the reverse of the modules' order.
         due = [s for s in reversed(self._shapes) if s.name in self._due.statistics]
-        return Departures(OrderedBuckets(self._exchange, _buckets(due)), divisor)
+        return Departures(OrderedBuckets(self._exchange, buckets_of(due)), divisor)
 
     def _summed(self, capture: Capture, weight: LossWeight, counts: Tensor) -> dict[str, Tensor]:
         """Sums over ranks of the owned factors that are due; `counts` become sums, too."""
@@ -223,36 +189,18 @@ class StatisticsFlow:
         rows = [capture.rows[block.name] for block in self._blocks if block.name in capture.rows]
         return round(rows[-1] * capture.passed / capture.examples) if rows else 0
 
-    def _shared_knowledge(
+    def _known_everywhere(
         self, names: frozenset[str], changes: Mapping[str, tuple[Tensor, Tensor]]
     ) -> dict[str, tuple[float, float]]:
-        """Mean eigenvalues and changes of the measured factors, from their owners to all.
+        """Changes of the measured factors, from their owners to all; mean eigenvalues are kept.
 
         Only an adaptive refresh, which decides on the host, reads its numbers there.
         """
         ordered = [shape for shape in self._shapes if shape.name in names]
-        owned = self.factors.running
-        zero = torch.zeros(1, dtype=torch.float64, device=self._world.device)
-        pieces = [
-            mean_eigenvalue(owned[s.name]).double() if s.name in owned else zero.expand(s.groups)
-            for s in ordered
-        ]
-        pieces += (
-            [torch.stack(changes[s.name]) if s.name in changes else zero.expand(2) for s in ordered]
-            if self._is_adaptive
-            else []
-        )
-        known = torch.cat(pieces)
-        self._world.sum_in_place(known)
-        sizes = [s.groups for s in ordered]
-        means = torch.split(known[: sum(sizes)], sizes)
-        self._means |= dict(zip((s.name for s in ordered), means, strict=True))
-        pairs = known[sum(sizes) :].view(-1, 2).tolist()
-        return {s.name: (pair[0], pair[1]) for s, pair in zip(ordered, pairs, strict=False)}
-
-    @property
-    def _is_adaptive(self) -> bool:
-        return isinstance(self._settings.refresh, AdaptiveRefresh)
+        asked = changes if isinstance(self._settings.refresh, AdaptiveRefresh) else None
+        means, found = means_and_changes(ordered, self.factors.running, asked, self._world)
+        self._means |= means
+        return found
 
     def _dampings(self, names: frozenset[str], damping: float) -> dict[str, Tensor]:
         """What is added to the diagonal of each owned factor that is to be inverted, (groups,)."""
@@ -273,13 +221,7 @@ class StatisticsFlow:
         """Make known which factors have an inverse, and where each rank needs them, send them."""
         ordered = [shape for shape in self._shapes if shape.name in names]
         own = self.factors.inverses
-        if self._world.size == 1:
-            self._inverted |= {shape.name for shape in ordered if shape.name in own}
-            return
-        flags = [float(shape.name in own) for shape in ordered]
-        known = torch.tensor(flags, dtype=torch.float32).to(self._world.device)
-        self._world.sum_in_place(known)
-        present = [s.name for s, flag in zip(ordered, known.tolist(), strict=True) if flag > 0]
+        present = inverted_names(ordered, own, self._world)
         self._inverted |= set(present)
         if self._shares_inverses:
             mine = {name: own[name] for name in present if name in own}
@@ -399,19 +341,6 @@ class StatisticsFlow:
             }
 
 
-def _buckets(shapes: Sequence[FactorShape]) -> list[list[str]]:
-    """Names of factors in their order, so many together that a bucket is worth its latency."""
-    buckets: list[list[str]] = [[]]
-    elements = 0
-    for shape in shapes:
-        if elements >= _ELEMENTS_OF_A_BUCKET:
-            buckets.append([])
-            elements = 0
-        buckets[-1].append(shape.name)
-        elements += PackedEntry.of(shape).count
-    return [bucket for bucket in buckets if bucket]
-
-
 def _owners(shapes: Sequence[FactorShape], settings: KFACSettings, ranks: int) -> dict[str, int]:
     """The rank of each factor: factors apart, or whole blocks where owners precondition."""
     if settings.distribution == "inverses":
@@ -419,12 +348,6 @@ def _owners(shapes: Sequence[FactorShape], settings: KFACSettings, ranks: int) -
     refresh = settings.refresh
     every = refresh.inverse_every if isinstance(refresh, FixedRefresh) else 1
     return factor_owners(shapes, place(block_costs(shapes, inverse_every=every), ranks))
-
-
-def _refresh_plan(settings: KFACSettings, names: Sequence[str]) -> RefreshPlan:
-    if isinstance(settings.refresh, AdaptiveRefresh):
-        return AdaptiveRefreshController(settings.refresh, names)
-    return FixedRefreshPlan(settings.refresh, names)
 
 
 def _sum_dtype(blocks: Sequence[FisherBlock]) -> torch.dtype:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import math
 from collections.abc import Mapping
 from typing import Literal, final
 
@@ -12,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anybatch.errors import InputError
-from anybatch.measurement import Estimate, Finding, Measurement
-from anybatch.plan import Plan, PlanRequest, Price
+from anybatch.measurement import Estimate, Measurement
+from anybatch.plan import Plan, PlanRequest
 from anybatch.planning.arithmetic.calibration import Calibration, calibration_for
 from anybatch.planning.arithmetic.decision import Decision, decide
-from anybatch.planning.arithmetic.lr_rules import carried_lr, default_alpha
 from anybatch.planning.arithmetic.posterior import (
     Posterior,
     RatioObservation,
@@ -27,12 +24,14 @@ from anybatch.planning.arithmetic.preconditioner_choice import (
     PreconditionerChoice,
     choose_preconditioner,
 )
-from anybatch.planning.arithmetic.prices import price_list, summary
+from anybatch.planning.arithmetic.prices import price_list
 from anybatch.planning.arithmetic.time_model import TimeModel
 from anybatch.planning.arms import Arms, arms_of, best_lr, diverged_lrs, neighbour, ratios_of
 from anybatch.planning.curve import foretold_updates
+from anybatch.planning.plan_findings import findings_of
 from anybatch.planning.preconditioning import TRIED, preconditioned_lrs, trial_of
-from anybatch.planning.recipe import LOOKS, planned_recipe, written_lr
+from anybatch.planning.predicting import predictions_of
+from anybatch.planning.recipe import carried_of, planned_recipe, written_lr
 from anybatch.planning.stages import allowed_sizes, pilot_batch_size
 from anybatch.planning.wording import reasons_of, would_change
 
@@ -41,9 +40,6 @@ __all__ = ["Composer"]
 _Array = NDArray[np.float64]
 
 _NUM_DRAWS = 2000
-_CLOCK_SPREAD = 0.08  # of the natural log: what a machine's speed changes within minutes
-_STARTING_SECONDS = 0.03  # at most: the first updates after a checkpoint are slower
-_PASSAGE_SPREAD = 0.12  # of the natural log of all updates: when a noisy evaluation meets a target
 _LEAST_PILOT = 16  # examples an update, unless the present recipe has fewer
 _AFTER_DIVERGENCE = 0.25  # of the lr, for the next pilot
 _PRICED_RANKS = (2, 8, 64)
@@ -134,15 +130,18 @@ class Composer:
         Args:
             batch_size: of the pilot.
         """
-        found = self._measured_lr
+        found = self.measured_lr
         if found is not None and found.value is not None:
             return found.value
-        present = float(self.request.recipe.optimizer.lr)
-        critical = self.calibration.unmeasured_median
-        return self._carried_at(critical, present, self.request.present_batch_size, batch_size)
+        request, critical = self.request, self.calibration.unmeasured_median
+        present = float(request.recipe.optimizer.lr)
+        return carried_of(
+            request.recipe, present, request.present_batch_size, batch_size, critical=critical
+        )
 
     @property
-    def _measured_lr(self) -> Estimate | None:
+    def measured_lr(self) -> Estimate | None:
+        """The range test's, at the pilot's batch size; None before it was taken."""
         measured = self.measurements.get("lr-range")
         return None if measured is None else measured.estimates.get("max_lr")
 
@@ -152,22 +151,7 @@ class Composer:
         if "pilot" in self.measurements:
             posterior = self.posterior
             critical = weighted_quantile(posterior.critical_batch_size, posterior.weights, [0.5])[0]
-        return self._carried_at(critical, lr, batch_size, new_batch_size)
-
-    def _carried_at(
-        self, critical: float, lr: float, batch_size: int, new_batch_size: int
-    ) -> float:
-        recipe = self.request.recipe
-        if recipe.loss.reduction == "sum" and recipe.optimizer.name in ("sgd", "sgdw"):
-            lr *= batch_size / new_batch_size  # lr_sum = lr_mean / B
-        return carried_lr(
-            "noise-scale",
-            lr,
-            batch_size,
-            new_batch_size,
-            noise_scale=critical,
-            alpha=default_alpha(recipe.optimizer.name),
-        )
+        return carried_of(self.request.recipe, lr, batch_size, new_batch_size, critical=critical)
 
     # --- after the pilot -------------------------------------------------------------------------
 
@@ -245,11 +229,16 @@ class Composer:
         trial = trial_of(self.measurements.get("branches"))
         if trial is None:
             return None
-        moved = self._ratio_of_times(trial.batch_size, self.decision.batch_size)
+        moved = self.ratio_of_times(trial.batch_size, self.decision.batch_size)
         return choose_preconditioner(trial, moved, self.posterior.weights, seed=self.request.seed)
 
-    def _ratio_of_times(self, batch_size: int, other: int) -> _Array:
-        """(draws,) time to the target at one size over that at another, the optimizer the same."""
+    def ratio_of_times(self, batch_size: int, other: int) -> _Array:
+        """(draws,) time to the target at one size over that at another, the optimizer the same.
+
+        Args:
+            batch_size: global.
+            other: likewise.
+        """
         sizes, posterior = [batch_size, other], self.posterior
         per_update = posterior.time.seconds_per_update(sizes, ranks=self.request.ranks)
         seconds = posterior.relative_updates(sizes) * per_update
@@ -343,19 +332,16 @@ class Composer:
             recipe=recipe,
             predictions=predictions,
             near_optimal=decision.near_optimal,
-            prices=tuple(self._prices(listed, ranks)),
+            prices=tuple(price_list(self.posterior, listed, ranks)),
             reasons=tuple(reasons_of(self, decision, recipe)),
             would_change=tuple(would_change(self, decision)),
-            findings=tuple(self._findings(predictions)),
+            findings=tuple(findings_of(self, predictions)),
             procedure=procedure,
             cost=dict(cost),
-            pilot=self._pilot_values(),
+            pilot=self.pilot_values(),
             partial=partial,
             interval_factor=self._interval_factor,
         )
-
-    def _prices(self, sizes: list[int], ranks: list[int]) -> list[Price]:
-        return price_list(self.posterior, sizes, ranks)
 
     def _priced_ranks(self) -> list[int]:
         own = self.request.ranks
@@ -363,7 +349,8 @@ class Composer:
             return [own]
         return sorted({1, own, *_PRICED_RANKS})
 
-    def _pilot_values(self) -> dict[str, float]:
+    def pilot_values(self) -> dict[str, float]:
+        """Updates, examples, seconds and batch size of the pilot; empty where there is none."""
         if self.pilot is None:
             return {}
         last = {name: column[-1] for name, column in self.pilot.samples.items()}
@@ -373,123 +360,4 @@ class Composer:
     @functools.cached_property
     def predictions(self) -> dict[str, Estimate]:
         """What the run will take, its pilot included, and what it rests on."""
-        size, gained = self.batch_size, self.recommended
-        posterior, weights = self.posterior, self.posterior.weights
-        ranks = self.request.ranks
-        pilot = self._pilot_values()
-        done, spent = pilot.get("updates", 0.0), pilot.get("seconds", 0.0)
-        seen = pilot.get("examples", 0.0)
-        at_pilot = posterior.updates_at_pilot
-        left = np.maximum(0.0, 1.0 - done / at_pilot)
-        left = np.where(np.isfinite(at_pilot), left, np.inf)
-        own = posterior.relative_updates([size])[:, 0]
-        rest = left * np.where(np.isfinite(at_pilot), at_pilot, np.inf) * own
-        rest = rest if gained is None else rest * gained.updates
-        # The target is met at an evaluation, half of their distance late on average.
-        rng = np.random.default_rng((self.request.seed, 3))
-        late = 1.0 + rng.uniform(size=len(rest)) / LOOKS
-        passage = np.exp(_PASSAGE_SPREAD * rng.standard_normal(len(rest)))
-        rest = np.maximum(0.0, (done + rest) * late * passage - done)
-        starting = _STARTING_SECONDS * rng.uniform(size=len(rest)) ** 3
-        clock = np.exp(_CLOCK_SPREAD * rng.standard_normal(len(rest)))
-        seconds = clock * posterior.time.seconds_per_update([size], ranks=ranks)[:, 0]
-        seconds = seconds if gained is None else seconds * gained.seconds
-        found = {
-            "updates": summary(done + rest, weights, "updates"),
-            "examples": summary(seen + rest * size, weights, "examples"),
-            "seconds": summary(spent + starting + rest * seconds, weights, "seconds"),
-        }
-        present = self.request.present_batch_size
-        there = posterior.seconds_to_target([present], ranks)[:, 0]
-        found["seconds_of_present"] = summary(there, weights, "seconds")
-        found["excess_of_present"] = self._present_excess()
-        critical = posterior.critical_batch_size
-        found["critical_batch_size"] = summary(critical, weights, "examples")
-        found["noise_scale"] = summary(posterior.noise_scale, weights, "examples")
-        near = self.decision.near_optimal
-        low, high = min((*near, size)), max((*near, size))
-        reason = "the interval holds the sizes that cost at most 5 % more"
-        found["batch_size"] = Estimate(
-            value=float(size), low=float(low), high=float(high), unit="examples", level=0.8,
-            reason=reason,
-        )  # fmt: skip
-        found["lr"] = self._lr_estimate(self.lr)
-        return found
-
-    def _present_excess(self) -> Estimate:
-        """Seconds at the present choice over those of the plan, less 1."""
-        gained = self.recommended
-        if gained is None:
-            return self.decision.present_excess
-        ratio = self._ratio_of_times(self.request.present_batch_size, self.batch_size)
-        ratio = ratio / (gained.seconds * gained.updates)
-        return summary(ratio - 1.0, self.posterior.weights, "of the seconds")
-
-    def _lr_estimate(self, lr: float) -> Estimate:
-        """The range test's interval, carried along."""
-        if self.recommended:
-            reason = "the best that was tried; with K-FAC they are on a scale of their own"
-            return Estimate(value=lr, low=0.0, high=math.inf, level=0.8, reason=reason)
-        measured = self._measured_lr
-        if measured is None or measured.value is None:
-            reason = "the range test does not know; the present lr was carried"
-            return Estimate(value=lr, low=0.0, high=math.inf, level=0.8, reason=reason)
-        carried = lr / measured.value
-        low, high = measured.low * carried, measured.high * carried
-        return Estimate(value=lr, low=min(low, lr), high=max(high, lr), level=measured.level)
-
-    def _findings(self, predictions: Mapping[str, Estimate]) -> list[Finding]:
-        names = sorted(self.measurements, key=_stage_of)  # the same order from disk
-        found = [f for name in names for f in self._own_findings(self.measurements[name])]
-        found[:0] = self._divergence()
-        seconds = predictions["seconds"]
-        if self.pilot is not None and (seconds.value is None or math.isinf(seconds.high)):
-            why = seconds.reason or "more than a tenth of the draws never get there"
-            found.insert(0, Finding(
-                name="target-far",
-                sentence=f"the target {self.request.target} may not be reached: {why}",
-                advice="ask for less, or train a larger model; anybatch doctor looks for faults",
-            ))  # fmt: skip
-        if "pilot" not in self.measurements:
-            found.insert(0, Finding(
-                name="no-pilot",
-                sentence="no pilot was trained, so nobody knows how far the target is",
-                advice="let anybatch plan come to its end",
-            ))  # fmt: skip
-        unique: dict[str, Finding] = {}
-        for finding in found:
-            unique.setdefault(finding.name, finding)
-        return list(unique.values())
-
-    def _own_findings(self, measured: Measurement) -> list[Finding]:
-        """Of a measurement; what its own command can do better is told as that command."""
-        command = f"anybatch {measured.kind} {self.request.task.get('name') or 'TASK'} "
-        return [
-            dataclasses.replace(finding, advice=command + finding.advice)
-            if finding.advice.startswith("--")
-            else finding
-            for finding in measured.findings
-        ]
-
-    def _divergence(self) -> list[Finding]:
-        """That a pilot diverged at the lr of the range test, where one did."""
-        trained = self.measurements.get("pilot")
-        if trained is None:
-            return []
-        lr, is_lost = float(trained.settings["lr"]), bool(trained.settings["diverged"])
-        first = self.untried_lr(self.pilot_size)
-        if not is_lost and not lr < 0.99 * first:
-            return []
-        last = f"and down to {lr:.3g}" if is_lost and lr < 0.99 * first else ""
-        then = last if is_lost else f"and learned at {lr:.3g}"
-        sentence = f"the pilot diverged at lr {first:.3g} {then}".rstrip()
-        return [Finding(name="pilot-diverged", sentence=sentence, advice="anybatch doctor")]
-
-
-_STAGES = ("throughput", "lr-range", "pilot", "noise-scale", "branches")
-
-
-def _stage_of(name: str) -> tuple[int, str]:
-    """Where a measurement stands in the procedure."""
-    places = [place for place, stage in enumerate(_STAGES) if name.startswith(stage)]
-    return (places[0] if places else len(_STAGES), name)
+        return predictions_of(self)

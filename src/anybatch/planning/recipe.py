@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from anybatch.course import recipe_clock
 from anybatch.measurement import Estimate, Measurement
 from anybatch.plan import PlanRequest
-from anybatch.planning.arithmetic.lr_rules import carried_weight_decay
+from anybatch.planning.arithmetic.lr_rules import carried_lr, carried_weight_decay, default_alpha
 from anybatch.planning.arithmetic.schedule_choice import ScheduleChoice, choose_schedule
 from anybatch.recipe import (
     OptimizerSettings,
@@ -24,7 +24,15 @@ from anybatch.recipe import (
 from anybatch.scaling import with_lr
 from anybatch.schedules import Duration, examples
 
-__all__ = ["AVERAGING", "LOOKS", "divided", "planned_recipe", "schedule_of", "written_lr"]
+__all__ = [
+    "AVERAGING",
+    "LOOKS",
+    "carried_of",
+    "divided",
+    "planned_recipe",
+    "schedule_of",
+    "written_lr",
+]
 
 AVERAGING = PolynomialAverage(every=4)
 """Of the pilot and of the run: a decay of the lr for runs that do not know their length."""
@@ -105,6 +113,30 @@ def divided(
 def written_lr(lr: float) -> float:
     """A planned lr as recipes hold it: four digits."""
     return float(f"{lr:.4g}")
+
+
+def carried_of(
+    recipe: Recipe, lr: float, batch_size: int, new_batch_size: int, *, critical: float
+) -> float:
+    """A recipe's lr at another batch size, by the rule of the noise scale.
+
+    Args:
+        recipe: whose optimizer and reduction of the loss it is.
+        lr: at the old size.
+        batch_size: the old one, global.
+        new_batch_size: likewise.
+        critical: batch size, in examples.
+    """
+    if recipe.loss.reduction == "sum" and recipe.optimizer.name in ("sgd", "sgdw"):
+        lr *= batch_size / new_batch_size  # lr_sum = lr_mean / B
+    return carried_lr(
+        "noise-scale",
+        lr,
+        batch_size,
+        new_batch_size,
+        noise_scale=critical,
+        alpha=default_alpha(recipe.optimizer.name),
+    )
 
 
 def schedule_of(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
+import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +15,18 @@ from anybatch.data.source import Source
 from anybatch.errors import InputError
 from anybatch.objectives import LossFunction, Metric
 from anybatch.recipe import ComputeSettings
-from anybatch.training.checks import call_model
+from anybatch.records import EvalRecord
+from anybatch.task import SplitName
+from anybatch.training.checks import call_model, refuse_not_finite
 from anybatch.training.precision import autocast, cast
+from anybatch.training.snapshot import preserved_random_state
+from anybatch.training.splits import Splits
 from anybatch.world import World
 
-__all__ = ["evaluate"]
+if TYPE_CHECKING:
+    from anybatch.training.training import Training
+
+__all__ = ["evaluate", "evaluation_record"]
 
 
 def evaluate(
@@ -68,6 +78,36 @@ def evaluate(
     if examples == 0:
         raise InputError("split", "must hold at least one example to be evaluated")
     return total_loss / examples, total_metric / examples
+
+
+def evaluation_record(training: Training, split: SplitName, splits: Splits) -> EvalRecord:
+    """The record of an evaluation of a training's kept model; see `Training.evaluate`.
+
+    Args:
+        training: left as it was, but for its kept model.
+        split: its name.
+        splits: of its task, on the rank's device.
+    """
+    started, task = time.perf_counter(), training.task
+    objectives, compute = (training.one_step.plain_loss, task.judge), training.recipe.compute
+    source = splits[split]
+    with preserved_random_state():  # how often one looks must not change what is trained
+        training.refresh_kept_model()
+        loss, metric = evaluate(training.kept_model, source, objectives, compute, training.world)
+    if not math.isfinite(loss) and source.num_examples is not None:
+        everything = torch.split(torch.arange(source.num_examples), 1000)
+        refuse_not_finite(source.batches(everything), source, split)
+    return EvalRecord(
+        update=training.updates,
+        examples=training.feed.examples,
+        epoch=training.feed.epochs,
+        split=split,
+        loss=loss,
+        metric=metric,
+        metric_name=task.judge.name,
+        seconds=training.seconds,
+        evaluation_seconds=time.perf_counter() - started,
+    )
 
 
 def _sum(values: Tensor, count: int) -> Tensor:

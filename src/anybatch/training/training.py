@@ -9,8 +9,6 @@ the test split, once
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import functools
 import math
 import time
@@ -24,28 +22,27 @@ from anybatch.batch_control import SizeBounds
 from anybatch.course import recipe_clock
 from anybatch.errors import InputError
 from anybatch.recipe import Recipe
-from anybatch.records import EvalRecord, EventRecord, Record, StepRecord
+from anybatch.records import EvalRecord, Record, StepRecord
 from anybatch.scaling import scaled_recipe
 from anybatch.task import SplitName, Task
 from anybatch.training.batch_control import BatchControl
 from anybatch.training.build import Optimizer
-from anybatch.training.checks import data_fingerprint, refuse_not_finite, refuse_other_data
-from anybatch.training.evaluation import evaluate
+from anybatch.training.checks import data_fingerprint, refuse_other_data
+from anybatch.training.evaluation import evaluation_record
 from anybatch.training.feed import Feed
 from anybatch.training.judge import Judge, divergence
 from anybatch.training.outcome import Outcome, StopRequest, TargetWatch
 from anybatch.training.portion import Portion
-from anybatch.training.rank_steps import own_step, steps_of_ranks
 from anybatch.training.recalibration import check_recalibration, recalibration_batches
-from anybatch.training.snapshot import (
-    load_random_state,
-    preserved_random_state,
-    random_state,
-    seed_everything,
-)
+from anybatch.training.snapshot import seed_everything
 from anybatch.training.splits import Splits
 from anybatch.training.step import Step
-from anybatch.training.window import LossWindow
+from anybatch.training.step_records import StepRecords
+from anybatch.training.training_state import (
+    begin_from_state,
+    load_training_state,
+    training_state,
+)
 from anybatch.world import World
 
 __all__ = ["Training"]
@@ -70,7 +67,9 @@ class Training:
         clock: lengths of the run.
         feed: the training examples and the position among them.
         seconds: of training so far, evaluation left out.
+        since_record: what the next step record will tell.
         judge: what follows from evaluations.
+        batch_control: that moves the batch size; None: the schedule alone does.
         outcome: why the training has ended; None while it has not.
 
     Raises:
@@ -117,10 +116,9 @@ class Training:
             refuse_other_data(self.world.all_values(self.data_fingerprint))
         self.feed = Feed(self._splits["train"], recipe, clock, self.world)
         self.seconds = 0.0
-        self._window = LossWindow(self.world.device)
-        self._window_seconds = 0.0
+        self.since_record = StepRecords(self.one_step, self.feed, self.world)
         self.judge = Judge(recipe, task.judge, clock)
-        self._control = None if recipe.batch_control is None else self._new_control()
+        self.batch_control = None if recipe.batch_control is None else self._new_control()
         self._looks: list[Record] = []  # of the batch size's control, not said yet
         if not task.has(recipe.stopping.target_on):
             raise InputError("stopping.target_on", "must be a split of the task", "test")
@@ -153,8 +151,7 @@ class Training:
             num_examples: of the global batch whose gradient it is.
         """
         self.one_step.update(self.feed.position(num_examples))
-        position = (self.feed.epoch, self.feed.offset)
-        self._window.append(self.one_step.losses, num_examples, position)
+        self.since_record.append(num_examples)
         self.feed.advance(num_examples)
 
     def step(self) -> None:
@@ -164,13 +161,13 @@ class Training:
             Those of `gradient` and `update`; every rank must call.
         """
         portion = self.feed.next()
-        if self._control is None:
+        if self.batch_control is None:
             self.gradient(portion)
             self.update(portion.num_examples)
             return
-        self._control.gradient(portion)
+        self.batch_control.gradient(portion)
         self.update(portion.num_examples)
-        look = self._control.look()
+        look = self.batch_control.look()
         self._looks += [] if look is None else [look]
 
     @property
@@ -246,12 +243,12 @@ class Training:
                 break
         elapsed = time.perf_counter() - started
         self.seconds += elapsed
-        self._window_seconds += elapsed
+        self.since_record.window_seconds += elapsed
         looks, self._looks = self._looks, []
         if not logged:
             self.outcome = asked  # the losses so far stay in the window for the next session
             return looks
-        records: list[Record] = [self._step_record(), *looks, *self._inversion_events()]
+        records: list[Record] = [self._step_record(), *looks, *self.since_record.inversion_events()]
         if due and self.outcome is None:
             records += self._judge()
         self.outcome = self.outcome or asked
@@ -267,7 +264,8 @@ class Training:
         record = judged = self.evaluate("validation")
         records: list[Record] = [record]
         if not math.isfinite(record.loss):  # the last update went astray
-            self.outcome = self._divergence("validation", self.updates)
+            lr = self.one_step.hyperparameters.current()["lr"]
+            self.outcome = divergence("validation", self.updates, lr)
             return records
         if self.target is not None and self.recipe.stopping.target_on == "test":
             judged = self.evaluate("test")
@@ -280,56 +278,9 @@ class Training:
         return records
 
     def _step_record(self) -> StepRecord:
-        seconds, self._window_seconds = self._window_seconds, 0.0
-        count, updates = self._window.num_examples, len(self._window)
-        loss, bad = self._window.reduce(self.world)
-        if bad is not None:
-            self.feed.refuse_bad_data(*bad.position, bad.num_examples)
-            update = self.updates - updates + bad.number
-            self.outcome = self._divergence("training", update)
-        norm, blocks = self.one_step.transforms.norm, self.one_step.block_norms
-        return StepRecord(
-            update=self.updates,
-            examples=self.feed.examples,
-            epoch=self.feed.epochs,
-            loss=loss,
-            batch_size=self.feed.last_size,
-            **self.one_step.hyperparameters.current(),
-            gradient_norm=self._over_ranks(None if norm is None else float(norm)),
-            clipped_share=self._over_ranks(self.one_step.transforms.clipped_share()),
-            block_gradient_norm=None if blocks is None else float(blocks.mean),
-            squared_block_gradient_norm=None if blocks is None else float(blocks.mean_squared),
-            seconds=self.seconds,
-            examples_per_second=count / max(seconds, 1e-9),
-        )
-
-    def _inversion_events(self) -> list[Record]:
-        """What the preconditioner's inversions had to resort to since the last record."""
-        preconditioning = self.one_step.preconditioning
-        events = {} if preconditioning is None else preconditioning.new_events()
-        if not events:
-            return []
-        listed = ", ".join(f"{what} ({count})" for what, count in sorted(events.items())[:3])
-        more = f" and {len(events) - 3} more" if len(events) > 3 else ""
-        return [
-            EventRecord(
-                update=self.updates,
-                examples=self.feed.examples,
-                epoch=self.feed.epochs,
-                name="inversion-failed",
-                sentence=f"K-FAC's inversions did not go the ordinary way: {listed}{more}",
-                values={what: float(count) for what, count in events.items()},
-            )
-        ]
-
-    def _over_ranks(self, value: float | None) -> float | None:
-        """The mean over ranks of what each has of its own while they update on their own."""
-        if value is None or not self.one_step.is_local:
-            return value
-        return sum(self.world.all_values(value)) / self.world.size
-
-    def _divergence(self, kind: str, update: int) -> Outcome:
-        return divergence(kind, update, self.one_step.hyperparameters.current()["lr"])
+        record, ended = self.since_record.next_record(self.seconds)
+        self.outcome = ended or self.outcome
+        return record
 
     def evaluate(self, split: SplitName) -> EvalRecord:
         """Loss and metric of a split with the averaged weights, where there are any.
@@ -343,28 +294,7 @@ class Training:
         Collectives:
             One all-reduce, and those of `refresh_kept_model`; every rank must call.
         """
-        started = time.perf_counter()
-        objectives = (self.one_step.plain_loss, self.task.judge)
-        source = self._splits[split]
-        with preserved_random_state():  # how often one looks must not change what is trained
-            self.refresh_kept_model()
-            loss, metric = evaluate(
-                self.kept_model, source, objectives, self.recipe.compute, self.world
-            )
-        if not math.isfinite(loss) and source.num_examples is not None:
-            everything = torch.split(torch.arange(source.num_examples), 1000)
-            refuse_not_finite(source.batches(everything), source, split)
-        return EvalRecord(
-            update=self.updates,
-            examples=self.feed.examples,
-            epoch=self.feed.epochs,
-            split=split,
-            loss=loss,
-            metric=metric,
-            metric_name=self.task.judge.name,
-            seconds=self.seconds,
-            evaluation_seconds=time.perf_counter() - started,
-        )
+        return evaluation_record(self, split, self._splits)
 
     def refresh_kept_model(self) -> None:
         """Bring `kept_model` to the present weights: of all ranks, BatchNorm recalibrated.
@@ -419,38 +349,11 @@ class Training:
             examples; of weights and optimizers too, while ranks update on their own. Every rank
             must call.
         """
-        own = {
-            "random": random_state(),
-            "window": self._window.state_dict(),
-            "mixing": self.one_step.mixing.state_dict(),
-        }
-        return {
-            "step": self.one_step.state_dict(),
-            "feed": self.feed.state_dict(),
-            "seconds": self.seconds,
-            "window_seconds": self._window_seconds,
-            "hyperparameters": self.one_step.hyperparameters.state_dict(),
-            **self.judge.state_dict(),
-            "batch_control": None if self._control is None else self._control.state_dict(),
-            "outcome": None if self.outcome is None else dataclasses.asdict(self.outcome),
-            "ranks": self.world.all_values(own),
-            "steps_of_ranks": steps_of_ranks(self.one_step, self.world),
-        }
+        return training_state(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Become the training that `state_dict` was taken from."""
-        self.one_step.load_state_dict(own_step(state, self.world))
-        self.feed.load_state_dict(state["feed"])
-        self.seconds, self._window_seconds = state["seconds"], state["window_seconds"]
-        if "hyperparameters" in state:  # not in checkpoints of older versions
-            self.one_step.hyperparameters.load_state_dict(state["hyperparameters"])
-        self.judge.load_state_dict(state)
-        if self._control is not None and state.get("batch_control") is not None:
-            self._control.load_state_dict(state["batch_control"])
-        outcome = state["outcome"]
-        resumable = outcome is None or outcome["name"] == "interrupted"
-        self.outcome = None if resumable else Outcome(**outcome)
-        self._load_rank_state(state["ranks"])
+        load_training_state(self, state)
 
     def begin_from(self, state: dict[str, Any]) -> None:
         """Begin where another training of the same model stands, with this recipe's settings.
@@ -461,19 +364,7 @@ class Training:
         Args:
             state: the other's `state_dict`; it is not changed.
         """
-        own = copy.deepcopy(state)
-        own |= {"target": None, "patience": None, "plateau": None, "outcome": None}
-        own["batch_control"] = None
-        own["hyperparameters"] = self.one_step.hyperparameters.state_dict()
-        self.load_state_dict(own)
-        self.one_step.hyperparameters.restore_settings()
-
-    def _load_rank_state(self, ranks: list[dict[str, Any]]) -> None:
-        """Generators, pending losses, mixed examples; of other ranks, what can be kept."""
-        if self.world.rank < len(ranks):  # a further rank keeps the generators it began with
-            load_random_state(ranks[self.world.rank]["random"])
-        self._window.load_state_dict([rank["window"] for rank in ranks], self.world)
-        self.one_step.mixing.load_state_dict([rank.get("mixing") for rank in ranks])
+        begin_from_state(self, state)
 
     def __enter__(self) -> Self:
         return self
