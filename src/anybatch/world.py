@@ -348,6 +348,12 @@ class Channel:
         self._group = group
         self._device = world.device
 
+    def close(self) -> None:
+        """Leave the group, once everything launched has arrived."""
+        if self._group is not None and dist.is_initialized():
+            dist.destroy_process_group(self._group)
+        self._group = None
+
     @property
     def scatter_route(self) -> ScatterRoute:
         """How shares of a sum get to their ranks by the fewest bytes on this backend.

@@ -20,6 +20,7 @@ import exact_cases as cases
 import torch
 from torch import nn
 
+from anybatch.errors import InputError
 from anybatch.kfac import KFAC
 from anybatch.recipe import (
     AdaptiveRefresh,
@@ -123,6 +124,15 @@ def single_recipes() -> dict[str, tuple[str, Recipe]]:
     }
 
 
+def one_example_recipes() -> dict[str, tuple[str, Recipe]]:
+    """A half-precision wire, and a rank that never has an example."""
+    few = {"batch_size": 1, "duration": updates(4)}
+    return {
+        f"one-example-{wire}": ("mlp", recipe_of(kfac={"wire": wire}, **few))
+        for wire in ("fp32", "fp16")
+    }
+
+
 def train(network: str, recipe: Recipe, world: World) -> cases.Result:
     task = make_task(network, recipe.ghost_batch_size is not None)
     with Training(task, recipe, world=world) as training:
@@ -156,6 +166,47 @@ def whole(network: str, recipe: Recipe, world: World) -> cases.Result:
         return cases.plain(training, list(training))
 
 
+def interrupted_recipes() -> dict[str, tuple[str, Recipe]]:
+    """Trainings that are saved in the middle of an interval; batches that ranks share unequally."""
+    sampled = recipe_of(kfac={"fisher": "sampled"}, batch_size=3)
+    chosen = {name: recipes()[name] for name in ("adaptive", "inverses-ghosts")}
+    return chosen | {"sampled": ("mlp", sampled)}
+
+
+class OneRankOnly(nn.Module):
+    """A branch that examples of one rank alone pass through."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.body, self.branch, self.rank = nn.Linear(4, 3), nn.Linear(4, 3), rank
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.body(inputs)
+        return outputs + self.branch(inputs) if self.rank == 0 else outputs
+
+
+def silent(world: World) -> list[bool]:
+    """A layer that fires on one rank is no error on any; one that fires nowhere is on all."""
+    found = []
+    for rank in (world.rank, 1):
+        torch.manual_seed(0)
+        model = OneRankOnly(rank)
+        kfac = KFAC(model, world=world)
+        model(torch.randn(8, 4)).square().mean().backward()
+        for parameter in model.parameters():
+            parameter.grad = (
+                torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            )
+            world.sum_in_place(parameter.grad)
+        try:
+            kfac.step()
+            found.append(True)
+        except InputError:
+            found.append(False)
+        kfac.close()
+    return found
+
+
 def departed(world: World) -> dict[str, Any]:
     """Which statistics have left when a last backward pass ends, in a loop of one's own."""
     torch.manual_seed(0)
@@ -179,11 +230,11 @@ def departed(world: World) -> dict[str, Any]:
 
 def jobs() -> dict[str, Callable[[World], Any]]:
     found: dict[str, Callable[[World], Any]] = {}
-    for name, (network, recipe) in (recipes() | single_recipes()).items():
+    for name, (network, recipe) in (recipes() | single_recipes() | one_example_recipes()).items():
         found[name] = partial(train, network, recipe)
     found["departed"] = departed
-    for name in ("adaptive", "inverses-ghosts"):
-        network, recipe = recipes()[name]
+    found["silent"] = silent
+    for name, (network, recipe) in interrupted_recipes().items():
         found[f"parts-{name}"] = partial(parts, network, recipe)
         found[f"whole-{name}"] = partial(whole, network, recipe)
     return found

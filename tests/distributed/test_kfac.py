@@ -108,6 +108,17 @@ def test_bytes_that_adaptive_refresh_saves_are_those_of_a_dense_one(
     assert shares[0] == pytest.approx(shares[1], abs=0.3)
 
 
+@pytest.mark.parametrize("wire", ["fp32", "fp16"])
+def test_a_rank_without_examples_waits_for_nobody(wire: str, ranks: tuple[int, Path]) -> None:
+    first, *others = of_ranks(ranks, f"one-example-{wire}")
+    for other in others:
+        cases.assert_same(other, first, tolerance=0.0)
+
+
+def test_a_silent_layer_is_refused_on_every_rank_or_on_none(ranks: tuple[int, Path]) -> None:
+    assert of_ranks(ranks, "silent") == [[True, False]] * ranks[0]
+
+
 # --- single precision, and half of it on the wire ------------------------------------------------
 
 
@@ -131,7 +142,7 @@ def test_single_precision_and_half_of_it_on_the_wire(
 # --- saving, resuming, losing a rank --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["adaptive", "inverses-ghosts"])
+@pytest.mark.parametrize("name", ["adaptive", "inverses-ghosts", "sampled"])
 def test_saved_in_the_middle_of_an_interval(name: str, ranks: tuple[int, Path]) -> None:
     pairs = zip(of_ranks(ranks, f"parts-{name}"), of_ranks(ranks, f"whole-{name}"), strict=True)
     for part, whole in pairs:

@@ -514,3 +514,128 @@ def test_large_single_precision_products_are_those_of_double(channels_last: bool
     found, _ = stepped(single, _once(inputs.float(), targets))
     for one, other in zip(found, expected, strict=True):
         assert (one.double() - other).norm() <= 1e-3 * other.norm()
+
+
+# --- what a review found -------------------------------------------------------------------------
+
+
+class Alternating(nn.Module):
+    """A second head that takes part only when asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.heads = nn.Linear(4, 6), nn.ModuleList([nn.Linear(6, 3), nn.Linear(6, 3)])
+        self.both = True
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = torch.tanh(self.body(inputs))
+        outputs: Tensor = self.heads[0](hidden)
+        return outputs + self.heads[1](hidden) if self.both else outputs
+
+
+def test_a_layer_that_is_silent_later_keeps_what_was_known() -> None:
+    model = Alternating()
+    kfac = KFAC(model, settings=KFACSettings(refresh=EACH))
+    kept = None
+    for number in range(4):
+        model.both = number != 2
+        model.zero_grad()
+        loss_of(model, torch.randn(8, 4), torch.randint(3, (8,))).backward()
+        kfac.step()
+        assert all(torch.isfinite(g).all() for g in gradients(model))
+        running = kfac.state_dict()["flow"]["factors"]["heads.1.G"]["running"].clone()
+        assert (kept is not None and torch.equal(running, kept)) == (number == 2)
+        kept = running
+
+
+def test_passes_before_begin_update_do_not_count() -> None:
+    model = small_net()
+    kfac = KFAC(model)
+    loss = loss_of(model, torch.randn(8, 4), torch.randint(3, (8,)))
+    kfac.begin_update(8)
+    loss.backward()
+    with pytest.raises(InputError, match="must have a backward pass"):
+        kfac.step()
+
+
+def test_a_bound_of_the_divergence_means_the_same_for_a_sum() -> None:
+    inputs, targets = torch.randn(8, 4), torch.randint(3, (8,))
+    model, steps = small_net(), []
+    for reduction, lr in (("mean", 0.8), ("sum", 0.1)):
+        own = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(own.parameters(), lr=lr)
+        settings = KFACSettings(refresh=EACH, bound=KLBound(largest=1e-4))
+        kfac = KFAC(own, optimizer, settings=settings, loss_reduction=reduction)  # type: ignore[arg-type]
+        loss_of(own, inputs, targets, reduction).backward()
+        kfac.step()
+        steps.append(flat(gradients(own)) * lr)
+    torch.testing.assert_close(steps[0], steps[1])
+
+
+@pytest.mark.parametrize("fisher", ["exact", "sampled"])
+def test_the_models_own_fisher_is_that_of_a_token(fisher: Any) -> None:
+    inputs, targets = torch.randn(40, 7, 4), torch.randint(3, (40, 7))
+    model, factors = small_net(), []
+    settings = KFACSettings(refresh=EACH, fisher=fisher)
+
+    def by_token(own: nn.Module, kfac: KFAC) -> None:
+        outputs = own(inputs)
+        kfac.observe_outputs(outputs)
+        nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten()).backward()
+
+    def by_example(own: nn.Module, kfac: KFAC) -> None:
+        outputs = own(inputs.flatten(0, 1))
+        kfac.observe_outputs(outputs)
+        nn.functional.cross_entropy(outputs, targets.flatten()).backward()
+
+    for passes, reduction in ((by_token, "token-mean"), (by_example, "mean")):
+        _, kfac = stepped(model, passes, settings, loss_reduction=reduction)
+        factors.append(kfac.state_dict()["flow"]["factors"]["2.G"]["running"])
+    close = {"rtol": 0.3, "atol": 0.03} if fisher == "sampled" else {}
+    torch.testing.assert_close(factors[0], factors[1], **close)
+
+
+def test_an_overflow_at_first_is_made_good_at_the_next_update() -> None:
+    model = small_net()
+    kfac = KFAC(model)  # inverts every 100 updates
+    ready = []
+    for number in range(4):
+        model.zero_grad()
+        loss_of(model, torch.randn(8, 4), torch.randint(3, (8,))).backward()
+        if number == 0:
+            for total in kfac._capture.sums.values():
+                total.fill_(math.inf)
+        kfac.step()
+        ready.append(all(kfac._flow.is_ready(block) for block in kfac.coverage.blocks))
+    assert ready == [False, True, True, True]
+    assert kfac.counts()["inversions"] == 4
+
+
+def test_a_rare_measurement_counts_for_all_that_it_stands_for() -> None:
+    model = nn.Sequential(nn.Linear(2, 2, bias=False))
+    settings = KFACSettings(refresh=AdaptiveRefresh(similarity=10.0), average=0.5)
+    kfac = KFAC(model, settings=settings)
+    expected: dict[int, float] = {}
+    running, last = 0.0, 0
+    for number in range(8):  # measured at 0, 1, 2, 4, 7
+        observed = kfac.observing
+        inputs = torch.full((4, 2), 1.0 + number)
+        model(inputs).square().mean().backward()
+        kfac.step()
+        new = (1.0 + number) ** 2
+        if observed:
+            share = 0.0 if number == 0 else 0.5 ** (number - last)
+            running, last = share * running + (1 - share) * new, number
+        found = kfac.state_dict()["flow"]["factors"]["0.A"]["running"][0, 0, 0]
+        expected[number] = running
+        assert float(found) == pytest.approx(expected[number])
+    assert last == 7
+
+
+def test_states_of_other_sizes_or_another_refresh_are_refused() -> None:
+    state = stepped(small_net(), _once(torch.randn(8, 4), torch.randint(3, (8,))))[1].state_dict()
+    wider = nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 3))
+    with pytest.raises(InputError, match=r"factor 0\.G must have the shape \(1, 7, 7\)"):
+        KFAC(wider).load_state_dict(state)
+    with pytest.raises(InputError, match=r"preconditioner\.refresh must be of the state's kind"):
+        KFAC(small_net(), settings=KFACSettings(refresh=AdaptiveRefresh())).load_state_dict(state)

@@ -202,9 +202,9 @@ def _one_bad_statistic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     take = Factors.take
 
-    def spoiled(self: Factors, statistics: Any) -> None:
+    def spoiled(self: Factors, statistics: Any, update: int) -> None:
         first = dict(statistics) | {"3.A": torch.full_like(statistics["3.A"], math.nan)}
-        take(self, first if not self.running else statistics)
+        take(self, first if not self.running else statistics, update)
 
     monkeypatch.setattr(Factors, "take", spoiled)
     return

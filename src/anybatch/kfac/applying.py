@@ -51,7 +51,13 @@ def matrix_shape(block: FisherBlock) -> tuple[int, int, int]:
 
 
 def gradient_matrix(block: FisherBlock) -> Tensor:
-    """The gradient of a block's parameters as a matrix (see the module); a copy or a view."""
+    """The gradient of a block's parameters as a matrix (see the module); a copy or a view.
+
+    Zero where there is none.
+    """
+    if not has_gradient(block):
+        like = block.parameters[0]
+        return like.new_zeros(matrix_shape(block))
     weight = None if block.weight is None else block.weight.grad
     bias = None if block.bias is None else block.bias.grad
     if block.kind == "norm":

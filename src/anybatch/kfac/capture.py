@@ -14,8 +14,7 @@ compiled whole; observed ones break the graph at every covered layer.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, final
 
 import torch
@@ -98,6 +97,7 @@ class Capture:
         self._outstanding: dict[str, int] = {}  # passages of a block that await their gradient
         self._open: dict[Passage, GradientEdge] = {}
         self._only_model = False
+        self._update = 0  # counts `clear`: passes before it have been forgotten
         self._seed, self._draws = torch.initial_seed(), 0
         # Dynamo must run what happens in a hook, not trace it.
         keep: _Keep = torch.compiler.disable(self._keep)  # type: ignore[no-untyped-call]
@@ -127,7 +127,7 @@ class Capture:
     ) -> Tensor | None:
         """Await the gradient of a layer's output; gives an output that is no view in its place."""
         belongs = any(module is each for each in block.modules)  # a copied model has our hooks too
-        if not belongs or not output.requires_grad or not self._wanted(block):
+        if not belongs or not output.requires_grad:  # of what is not wanted, examples count
             return None
         replaced = None
         if output._is_view():
@@ -140,7 +140,7 @@ class Capture:
         waiting = [passage]
         self._outstanding[block.name] = self._outstanding.get(block.name, 0) + 1
         output.register_hook(  # type: ignore[no-untyped-call]
-            lambda gradient: self._arrived(waiting, block, gradient)
+            lambda gradient, update=self._update: self._arrived(waiting, block, gradient, update)
         )
         return replaced
 
@@ -148,9 +148,11 @@ class Capture:
         wanted = self.wanted
         return [each for each in block.factors if wanted is None or each.name in wanted]
 
-    def _arrived(self, waiting: list[Passage], block: FisherBlock, gradient: Tensor) -> None:
+    def _arrived(
+        self, waiting: list[Passage], block: FisherBlock, gradient: Tensor, update: int
+    ) -> None:
         """Add the sums of one passage; its inputs are let go."""
-        if not self.observing or self._only_model:
+        if not self.observing or self._only_model or update != self._update:
             return
         if not waiting:
             rule = "must get the gradient of each pass once"
@@ -177,8 +179,14 @@ class Capture:
                     self._add_input(factor, passage, gradient)
                 elif self._settings.fisher == "empirical":
                     self._add_output(factor, passage, gradient)
-        if self.departures is not None and not self._outstanding[block.name]:
-            for factor in self._wanted(block):
+        self._let_leave(block)
+
+    def _let_leave(self, block: FisherBlock) -> None:
+        """Hand in the sums of a block that awaits no further gradient, in the last pass."""
+        if self.departures is None or self._outstanding[block.name]:
+            return
+        for factor in self._wanted(block):
+            if factor.name in self.sums:  # else nobody has shown the model's outputs
                 self.departures.ready(factor.name, self.sums[factor.name])
 
     def _add_input(self, factor: FactorShape, passage: Passage, like: Tensor) -> None:
@@ -209,6 +217,7 @@ class Capture:
         family: Family,
         kind: Literal["sampled", "exact"] | None = None,
         generator: torch.Generator | None = None,
+        scale: float = 1.0,
     ) -> None:
         """Add S_G and S_F of the model's own distribution, of all passes that led to the outputs.
 
@@ -221,6 +230,7 @@ class Capture:
             family: distribution whose negative log-likelihood the loss is.
             kind: None: as the settings say.
             generator: of the draws; None: one of its own, which `state_dict` carries on.
+            scale: that the gradients are multiplied by: sqrt(positions) where each is an example.
 
         Cost:
             One backward pass to the layers' outputs for "sampled", one for each output for "exact".
@@ -238,7 +248,7 @@ class Capture:
             generator = self._next_generator(outputs.device)
         edges = [self._open[each] for each in passages]
         for vector in output_gradients(outputs, family, chosen, generator):
-            gradients = self._gradients(outputs, edges, vector)
+            gradients = self._gradients(outputs, edges, vector * scale)
             for passage, gradient in zip(passages, gradients, strict=True):
                 factor = self._output_factor(passage.block)
                 if gradient is None or factor is None:
@@ -261,6 +271,10 @@ class Capture:
             raise InputError("model output", rule, str(error)) from error
         finally:
             self._only_model = False
+
+    def draw_from(self, update: int) -> None:
+        """Number the draws of an update: the same afterwards, however many a rank made."""
+        self._draws = update << 32
 
     def _next_generator(self, device: torch.device) -> torch.Generator:
         """Draws that depend on seed, rank, and the number of draws before."""
@@ -291,6 +305,7 @@ class Capture:
         self.sums, self.rows, self.fired, self._seen = {}, {}, set(), {}
         self.departures, self._outstanding = None, {}
         self._open.clear()  # edges hold their graph
+        self._update += 1
 
     def remove(self) -> None:
         """Take the hooks away and forget all."""
@@ -307,10 +322,3 @@ class Capture:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on drawing where `state_dict` was taken."""
         self._seed, self._draws = state["seed"], state["draws"]
-
-
-@contextmanager
-def _plain_arithmetic(like: Tensor) -> Iterator[None]:
-    """Without a graph and without autocast, whatever surrounds the backward pass."""
-    with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
-        yield

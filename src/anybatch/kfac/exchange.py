@@ -126,6 +126,10 @@ class StatisticsExchange:
         """Bytes so far."""
         return self._filled + Traffic(link_bytes=self._channel.link_bytes)
 
+    def close(self) -> None:
+        """Leave the process group of the exchanges."""
+        self._channel.close()
+
     # --- statistics to their owners ----------------------------------------------------------
 
     def reduce_to_owners(

@@ -8,6 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from anybatch.errors import InputError
 from anybatch.kfac.adaptive_refresh import History
 from anybatch.kfac.blocks import FactorShape
 from anybatch.kfac.ladder import EventCounts
@@ -37,21 +38,27 @@ class Factors:
         self.running: dict[str, Tensor] = {}
         self.inverses: dict[str, Tensor] = {}
         self.events = EventCounts()
+        self._measured: dict[str, int] = {}  # last update with a measurement
         self._histories: dict[str, History] = {}
         if isinstance(settings.refresh, AdaptiveRefresh):
             self._histories = {name: History() for name in self.shapes}
 
-    def take(self, statistics: Mapping[str, Tensor]) -> None:
+    def take(self, statistics: Mapping[str, Tensor], update: int) -> None:
         """Move the running statistics by a new measurement.
 
-        running <- average * running + (1 - average) * new; the first one as it is. A measurement
-        that is not finite moves nothing; that is decided on the device.
+        running <- share * running + (1 - share) * new; the first one as it is. The share is
+        `average`, of an adaptive refresh average^n after n updates without a measurement, so that a
+        rare one counts for all that it stands for. A measurement that is not finite moves nothing;
+        that is decided on the device.
 
         Args:
             statistics: of owned factors, in memory that is theirs from now on.
+            update: its number.
         """
-        share = self._settings.average
         for name, new in statistics.items():
+            elapsed = update - self._measured.get(name, update - 1) if self._histories else 1
+            share = self._settings.average ** max(1, elapsed)
+            self._measured[name] = update
             old = self.running.get(name)
             if old is None:
                 self.running[name] = new
@@ -96,6 +103,7 @@ class Factors:
             name: {
                 "running": self.running.get(name),
                 "inverse": self.inverses.get(name),
+                "measured": self._measured.get(name),
                 "history": self._histories[name].state_dict() if self._histories else None,
             }
             for name in self.shapes
@@ -110,15 +118,28 @@ class Factors:
             state: of all factors.
             device: of the model.
             dtype: of the model's statistics.
+
+        Raises:
+            InputError: the state's factors have other sizes.
         """
-        self.running, self.inverses = {}, {}
-        for name in self.shapes:
+        self.running, self.inverses, self._measured = {}, {}, {}
+        for name, shape in self.shapes.items():
             one = state[name]
             for kept, key in ((self.running, "running"), (self.inverses, "inverse")):
                 if one[key] is not None:
+                    _check_size(name, one[key], shape)
                     kept[name] = one[key].to(device, dtype, copy=True)
+            if one["measured"] is not None:
+                self._measured[name] = one["measured"]
             if self._histories and one["history"] is not None:
                 self._histories[name].load_state_dict(one["history"], device=device)
+
+
+def _check_size(name: str, tensor: Tensor, shape: FactorShape) -> None:
+    if tuple(tensor.shape) != shape.shape:
+        rule = f"must have the shape {shape.shape}"
+        hint = "is the state another model's?"
+        raise InputError(f"factor {name}", rule, tuple(tensor.shape), hint=hint)
 
 
 def _diagonal(statistic: Tensor) -> Tensor:

@@ -30,6 +30,8 @@ def normalized_inputs(norm: nn.Module, inputs: Tensor) -> Tensor:
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
     by_batch = norm.training or norm.running_mean is None
     mean, variance = (None, None) if by_batch else (norm.running_mean, norm.running_var)
+    if mean is not None and variance is not None:
+        mean, variance = mean.to(inputs.dtype), variance.to(inputs.dtype)
     cudnn = torch.backends.cudnn.enabled
     return torch.batch_norm(inputs, None, None, mean, variance, by_batch, 0.0, norm.eps, cudnn)
 

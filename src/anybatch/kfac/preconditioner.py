@@ -18,6 +18,7 @@ The order in a loop with a GradScaler and clipping: backward, unscale, precondit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol, final
 
@@ -65,6 +66,7 @@ class KFAC:
 
     Args:
         model: bare, or wrapped by torch's DDP or torch.compile; its hooks stay until `close`.
+            Its layers get examples in their inputs' first dimension.
         optimizer: read for lr, which only a bound of the divergence needs.
         settings: what is measured, and when.
         world: ranks that share statistics and work; None: torch's process group, if there is one.
@@ -170,6 +172,7 @@ class KFAC:
         """Have the coming passes observed, as far as something is due."""
         wanted = self._flow.due(self.updates, self.refresh_factor)
         self._capture.clear()
+        self._capture.draw_from(self.updates)
         self._capture.wanted = wanted
         self._capture.observing = bool(wanted)
 
@@ -197,7 +200,9 @@ class KFAC:
             each class (and position).
         """
         if self.settings.fisher != "empirical" and self.observing:
-            self._capture.add_model_statistics(outputs, family)
+            by_token = self._reduction in ("token-mean", "token-sum")
+            positions = math.prod(outputs.shape[1:-1]) if by_token else 1
+            self._capture.add_model_statistics(outputs, family, scale=math.sqrt(positions))
 
     @torch.no_grad()
     def step(self) -> None:
@@ -226,7 +231,10 @@ class KFAC:
 
     def _precondition(self, weight: LossWeight) -> None:
         """P in the place of V for every block with inverses, and what follows for the others."""
-        blocks = [b for b in self.coverage.blocks if self._flow.is_ready(b) and has_gradient(b)]
+        # On many ranks all that are ready, the same blocks everywhere: what travels has one layout.
+        several = self._world.size > 1
+        blocks = [b for b in self.coverage.blocks if self._flow.is_ready(b)]
+        blocks = [b for b in blocks if has_gradient(b) or several]
         if not blocks:
             return
         with self.stages.of("precondition"):
@@ -250,6 +258,8 @@ class KFAC:
     ) -> None:
         """Bounded steps into the `.grad` of covered parameters, comparable ones into the rest."""
         ordered = [steps[b.name] for b in blocks], [gradients[b.name] for b in blocks]
+        if isinstance(self.settings.bound, KLBound):
+            unit = 1.0  # lr p is the change of the weights, whatever p's unit
         products = fisher_products(*ordered) * unit**2
         factor = step_factor(products, self.settings.bound, self._lrs(blocks, products))
         covered = {id(p) for b in blocks for p in (b.weight, b.bias)}
@@ -259,14 +269,15 @@ class KFAC:
             torch._foreach_mul_(rest, factor * first_order_factor(*ordered))
         for block in blocks:
             step = steps[block.name]
-            write_gradient(block, step * factor.to(step.dtype))
+            if has_gradient(block):
+                write_gradient(block, step * factor.to(step.dtype))
 
     def _lrs(self, blocks: list[FisherBlock], like: Tensor) -> Tensor | None:
         """The lr of each block; None where no bound needs it."""
         if not isinstance(self.settings.bound, KLBound) or self._optimizer is None:
             return None
         groups = self._optimizer.param_groups
-        lr_of = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
+        lr_of = {id(p): lr for g in groups for lr in (float(g["lr"]),) for p in g["params"]}
         lrs = [lr_of.get(id(block.weight), lr_of.get(id(block.bias), 0.0)) for block in blocks]
         return torch.tensor(lrs, dtype=like.dtype).to(like.device, non_blocking=True)
 
@@ -283,6 +294,7 @@ class KFAC:
     def close(self) -> None:
         """Take the hooks away; the model stays usable."""
         self._capture.remove()
+        self._flow.close()
 
     # --- state -------------------------------------------------------------------------------
 

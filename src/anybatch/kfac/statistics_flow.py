@@ -26,7 +26,7 @@ from anybatch.kfac.ladder import EventCounts
 from anybatch.kfac.loss_weight import LossReduction, LossWeight
 from anybatch.kfac.overlap import Departures, OrderedBuckets, buckets_of, scaled_sum
 from anybatch.kfac.packing import PackedEntry
-from anybatch.kfac.placement import block_costs, factor_costs, factor_owners, place
+from anybatch.kfac.placement import block_costs, block_of, factor_costs, factor_owners, place
 from anybatch.kfac.refresh import refresh_plan
 from anybatch.kfac.refresh_counts import Due
 from anybatch.kfac.shared_knowledge import inverted_names, means_and_changes
@@ -77,7 +77,8 @@ class StatisticsFlow:
         self._due = Due()
         self._means: dict[str, Tensor] = {}  # mean eigenvalues of A and G, (groups,), everywhere
         self._inverted: set[str] = set()  # factors that have an inverse, on whichever rank
-        self._examples = 0.0  # of the last measurement, over all ranks
+        # Of the last measurement, over all ranks: measured, passed, and terms of a loss by tokens.
+        self._examples = self._passed = self._passed_terms = 0.0
 
     # --- what is due -------------------------------------------------------------------------
 
@@ -120,40 +121,73 @@ class StatisticsFlow:
         due = self._due
         changes: dict[str, tuple[float, float]] = {}
         if due.statistics:
-            if update == 0 and capture.examples > 0:
-                _refuse_silent(capture.missing())
             with self._stages.of("exchange"):
-                statistics = self._global_statistics(capture, weight)
+                statistics, measured = self._global_statistics(capture, weight)
+            if update == 0:  # known to all ranks alike: none waits for one that has raised
+                self._refuse_silent(due.statistics - measured)
             own_changes = self.factors.changes(statistics)
-            self.factors.take(statistics)
+            self.factors.take(statistics, update)
             with self._stages.of("exchange"):
-                changes = self._known_everywhere(due.statistics, own_changes)
+                changes = self._known_everywhere(measured, own_changes)
+            due = Due(measured, due.inverses)
         if due.inverses:
             with self._stages.of("inversion"):
                 self.factors.invert(self._dampings(due.inverses, damping))
             with self._stages.of("share"):
                 self._share(due.inverses)
-        self._refresh.observe(update, due, changes)
+        self._refresh.observe(update, self._done(due), changes)
 
-    def _global_statistics(self, capture: Capture, weight: LossWeight) -> dict[str, Tensor]:
-        """The due statistics that this rank owns, over all ranks' examples."""
+    def _done(self, due: Due) -> Due:
+        """What counts as done, the same everywhere: an inverse that failed at first stays due."""
+        failed = due.inverses - self._inverted
+        if isinstance(self._settings.refresh, AdaptiveRefresh):
+            return Due(due.statistics - failed, due.inverses & due.statistics - failed)
+        return Due() if failed else due
+
+    def _global_statistics(
+        self, capture: Capture, weight: LossWeight
+    ) -> tuple[dict[str, Tensor], frozenset[str]]:
+        """The due statistics that this rank owns, over all ranks; names of those that any has.
+
+        A layer that took part in no rank's passes leaves what was known as it is.
+        """
+        passed = [float(capture.examples), float(capture.passed), float(self._terms(capture))]
         rows = [float(capture.rows.get(block.name, 0)) for block in self._blocks]
-        counts = torch.tensor([float(capture.examples), *rows], dtype=torch.float64)
+        present = [float(shape.name in capture.sums) for shape in self._shapes]
+        counts = torch.tensor([*passed, *rows, *present], dtype=torch.float64)
         counts = counts.to(self._world.device)
         owned = self._summed(capture, weight, counts)
-        self._examples, *rows = counts.tolist()  # a synchronization, where statistics are due
+        # A synchronization, where statistics are due.
+        self._examples, self._passed, self._passed_terms, *known = counts.tolist()
         if not self._examples > 0:
             raise InputError("the update", "must have a backward pass before kfac.step()")
+        rows, present = known[: len(rows)], known[len(rows) :]
         by_block = dict(zip((block.name for block in self._blocks), rows, strict=True))
+        measured = frozenset(
+            shape.name
+            for shape, ranks in zip(self._shapes, present, strict=True)
+            if ranks and shape.name in self._due.statistics and by_block[block_of(shape.name)]
+        )
         by_token = weight.reduction in ("token-mean", "token-sum")
         found = {}
         for name, total in owned.items():
+            if name not in measured:
+                continue
             block, _, role = name.rpartition(".")
             examples = by_block[block] if by_token else self._examples
             found[name] = normalized(
                 total, role, examples=examples, rows=by_block[block], divisor=1.0  # type: ignore[arg-type]
             )  # fmt: skip
-        return found
+        return found, measured
+
+    def _refuse_silent(self, factors: frozenset[str]) -> None:
+        """Name the first block that lacks a statistic in the first update."""
+        names = [b.name for b in self._blocks if any(f.name in factors for f in b.factors)]
+        if names:
+            rule = "must take part in the first update"
+            hint = "KFAC(..) before the forward pass; left_out = [...] in its settings excepts it"
+            value = f"{len(names)} without a gradient"
+            raise InputError(f"layer {names[0]}", rule, value, hint=hint)
 
     def departures(self, weight: LossWeight) -> Departures | None:
         """What lets sums leave while the last backward pass goes on; None: nothing does.
@@ -162,7 +196,10 @@ class StatisticsFlow:
             weight: of the losses; must be known before the passes end.
         """
         known = weight.num_examples is not None or weight.reduction in ("sum", "token-sum")
-        if not (self._settings.overlap and known and self._due and self._world.size > 1):
+        # Half precision agrees on scales, which waits for all ranks: one without examples would
+        # wait in turn for the gradients of those that wait for it.
+        apart = self._settings.overlap and self._settings.wire == "fp32"
+        if not (apart and known and self._due and self._world.size > 1):
             return None
         divisor = weight.divisor(0, 0) if self._settings.fisher == "empirical" else 1.0
         # Gradients come in about the reverse of the modules' order.
@@ -208,13 +245,14 @@ class StatisticsFlow:
         for block in self._blocks:
             if len(block.factors) == 1:
                 (shape,) = block.factors
-                added = [torch.full((shape.groups,), damping, dtype=torch.float64)]
+                whole = torch.full((), damping, dtype=torch.float64, device=self._world.device)
+                added = [whole.expand(shape.groups)]
             else:
                 a, g = (self._means[shape.name] for shape in block.factors)
                 added = list(damping_by_means(a, g, damping))
             for shape, one in zip(block.factors, added, strict=True):
                 if shape.name in names and shape.name in self.factors.running:
-                    found[shape.name] = one.to(self._world.device)
+                    found[shape.name] = one
         return found
 
     def _share(self, names: frozenset[str]) -> None:
@@ -256,7 +294,12 @@ class StatisticsFlow:
         """What a gradient is to be multiplied by to be that of the mean loss."""
         if weight.reduction in ("mean", "token-mean"):
             return 1.0
-        return 1.0 / (weight.num_examples or self._examples)
+        passed = self._passed_terms if weight.reduction == "token-sum" else self._passed
+        return 1.0 / (weight.num_examples or passed)
+
+    def close(self) -> None:
+        """Leave the process group of the exchanges."""
+        self._exchange.close()
 
     # --- what is known -----------------------------------------------------------------------
 
@@ -307,7 +350,7 @@ class StatisticsFlow:
             "refresh": self._refresh.state_dict(),
             "means": dict(self._means),
             "inverted": sorted(self._inverted),
-            "examples": self._examples,
+            "counted": [self._examples, self._passed, self._passed_terms],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -327,10 +370,14 @@ class StatisticsFlow:
         self.factors.load_state_dict(state["factors"], device=device, dtype=self._dtype)
         # Rank 0 keeps what all have met so far, so that a sum over ranks counts it once.
         self.factors.events.load_state_dict(state["events"] if self._world.is_first else {})
+        is_adaptive = isinstance(self._settings.refresh, AdaptiveRefresh)
+        if ("intervals" in state["refresh"]) != is_adaptive:
+            rule = "must be of the state's kind"
+            raise InputError("preconditioner.refresh", rule, self._settings.refresh.name)
         self._refresh.load_state_dict(state["refresh"])
         self._means = {name: one.to(device) for name, one in state["means"].items()}
         self._inverted = set(state["inverted"])
-        self._examples = state["examples"]
+        self._examples, self._passed, self._passed_terms = state["counted"]
         self.inverses = self.factors.inverses
         if self._shares_inverses:
             found = {name: one["inverse"] for name, one in state["factors"].items()}
@@ -353,10 +400,3 @@ def _owners(shapes: Sequence[FactorShape], settings: KFACSettings, ranks: int) -
 def _sum_dtype(blocks: Sequence[FisherBlock]) -> torch.dtype:
     """float64 where the parameters are, else float32."""
     return accumulation_dtype(blocks[0].parameters[0].dtype)
-
-
-def _refuse_silent(names: Sequence[str]) -> None:
-    if names:
-        rule = "must take part in the first update"
-        hint = "K-FAC(..) before the forward pass; left_out = [...] in the settings leaves it out"
-        raise InputError(f"layer {names[0]}", rule, f"{len(names)} layers did not fire", hint=hint)

@@ -111,6 +111,18 @@ class Preconditioning:
         if self._settings.fisher != "empirical":
             self.kfac.observe_outputs(logits_of(outputs), self._family)
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `kfac.state_dict` was taken; what it counts has been told."""
+        self.kfac.load_state_dict(state)
+        self._told = self._counted()
+
+    def _counted(self) -> dict[tuple[str, str], int]:
+        return {
+            (name, rung): count
+            for name, rungs in self.kfac.counts()["events"].items()
+            for rung, count in rungs.items()
+        }
+
     def new_events(self) -> dict[str, int]:
         """Inversions that did not go the ordinary way since this was asked last, over all ranks.
 
@@ -120,11 +132,7 @@ class Preconditioning:
         Collectives:
             One gather of small objects; every rank must call.
         """
-        counts = {
-            (name, rung): count
-            for name, rungs in self.kfac.counts()["events"].items()
-            for rung, count in rungs.items()
-        }
+        counts = self._counted()
         new = {key: count - self._told.get(key, 0) for key, count in counts.items()}
         self._told = counts
         found: dict[str, int] = {}

@@ -331,7 +331,7 @@ class Step:
             self._kept.load_state_dict(state.get("kept"), self._base)
         kfac = state.get("preconditioner")
         if self.preconditioning is not None and kfac is not None:
-            self.preconditioning.kfac.load_state_dict(kfac)
+            self.preconditioning.load_state_dict(kfac)
         if "transforms" in state:  # not in checkpoints of older versions
             self.transforms.load_state_dict(state["transforms"])
         if self._rescaling is not None and state.get("rescaling") is not None:
