@@ -38,7 +38,7 @@ def _lr(settings: str) -> str:
 
 
 _SGD = _optimizer("sgd", "lr = 0.1, momentum = 0.9, weight_decay = 5e-4")
-_KFAC = 'preconditioner = { name = "kfac", damping = 0.01 }'
+_KFAC = 'preconditioner = { name = "kfac", damping = 1e-3 }'
 _SGDR = _lr('name = "sgdr", first_cycle = "1 epoch", cycle_growth = 2.0')
 
 _UPDATE_RULES = (
@@ -97,7 +97,7 @@ _UPDATE_RULES = (
     Method("K-FAC", (_SGD, _KFAC), "Martens, Grosse 2015", 3, "kfac"),
     Method(
         "K-FAC, adaptive refresh of its statistics",
-        (_SGD, _KFAC, 'preconditioner.refresh = { name = "adaptive" }'),
+        (_SGD, 'preconditioner = { name = "kfac", refresh = { name = "adaptive" } }'),
         "Osawa et al. 2020", 3, "kfac",
     ),
     Method(

@@ -222,6 +222,7 @@ class Recipe:
             if isinstance(size, int):
                 require(name, size, "must be >= 1", size >= 1)
         require("seed", self.seed, "must be in [0, 2**63)", 0 <= self.seed < 2**63)
+        self._check_preconditioner()
         penalty = None if self.blocks is None else self.blocks.penalty
         if isinstance(penalty, GradientPenalty) and self.compute.precision == "bf16":
             rule = 'must be "exact" in bf16, which rounds most of a short displacement away'
@@ -232,3 +233,14 @@ class Recipe:
             if size and self.ghost_batch_size:
                 rule = f"must be a multiple of ghost_batch_size {self.ghost_batch_size}"
                 require(name, size, rule, size % self.ghost_batch_size == 0)
+
+    def _check_preconditioner(self) -> None:
+        """Its optimizer and schedules."""
+        if self.preconditioner is None:
+            for name in ("damping", "refresh"):
+                if getattr(self.schedules, name) != Constant():
+                    raise InputError(f"schedules.{name}", "must come with a preconditioner")
+        elif not isinstance(self.optimizer, SGDSettings | SGDWSettings | LARSSettings):
+            rule = "must be sgd, sgdw or lars with a preconditioner"
+            hint = "the others scale every coordinate by themselves"
+            raise InputError("optimizer.name", rule, self.optimizer.name, hint=hint)

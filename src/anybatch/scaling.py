@@ -98,7 +98,7 @@ def scaled_recipe(recipe: Recipe, num_examples: int | None) -> Recipe:
 
 
 def scaling_sentences(recipe: Recipe) -> list[str]:
-    """What a recipe's scaling rule gives, with its paper; none without a rule.
+    """What a recipe's scaling rule gives, with its paper, or why it cannot; none without a rule.
 
     Example:
         >>> rule = ScalingRule(base_batch_size=256, lr="square-root")
@@ -117,7 +117,10 @@ def scaling_sentences(recipe: Recipe) -> list[str]:
         return [
             f"settings of batch size {rule.base_batch_size} are carried to the whole set {told}"
         ]
-    before, after = recipe.optimizer, scaled_recipe(recipe, None).optimizer
+    try:
+        before, after = recipe.optimizer, scaled_recipe(recipe, None).optimizer
+    except InputError as error:  # to be told; training refuses it
+        return [f"the scaling rule cannot be applied: {error}"]
     changes = [
         f"{name} {getattr(before, name):.6g} -> {getattr(after, name):.6g}"
         for name in _SCALED
@@ -275,7 +278,10 @@ def reduction_sentences(recipe: Recipe) -> list[str]:
     told, size = "losses are summed", recipe.batch_size
     if size == "full" or isinstance(recipe.optimizer, MuonSettings):
         return [told]
-    optimizer = scaled_recipe(recipe, None).optimizer
+    try:
+        optimizer = scaled_recipe(recipe, None).optimizer
+    except InputError:  # `scaling_sentences` says so
+        return [told]
     mean = _reduced(optimizer, "mean", size)
     changes = [
         f"{name} {getattr(mean, name):.6g}"

@@ -639,3 +639,36 @@ def test_states_of_other_sizes_or_another_refresh_are_refused() -> None:
         KFAC(wider).load_state_dict(state)
     with pytest.raises(InputError, match=r"preconditioner\.refresh must be of the state's kind"):
         KFAC(small_net(), settings=KFACSettings(refresh=AdaptiveRefresh())).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"loss_reduction": "none"}, "loss_reduction must be one of: mean, sum, token-mean"),
+        ({"loss_scale": -2.0}, "loss_scale must be a number > 0 or a GradScaler, got -2.0"),
+        ({"loss_scale": "x"}, "loss_scale must be a number > 0 or a GradScaler, got x"),
+        ({"settings": {"name": "kfac"}}, "settings must be a KFACSettings, got dict"),
+        ({"settings": KFACSettings(left_out=("nope*",))}, r"left_out must match a layer"),
+        ({"settings": KFACSettings(left_out=("*",))}, "must hold a layer .*all is left out"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        KFAC(small_net(), **given)
+
+
+def test_other_things_that_cannot_be_are_refused() -> None:
+    model = small_net()
+    with pytest.raises(InputError, match="optimizer must not scale every coordinate by itself"):
+        KFAC(model, torch.optim.AdamW(model.parameters()))
+    with pytest.raises(InputError, match="model must be a Module, got list"):
+        KFAC([1])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="num_examples must be >= 1, got 0"):
+        KFAC(model).begin_update(0)
+    with pytest.raises(InputError, match=r"state must be one of KFAC\.state_dict"):
+        KFAC(model).load_state_dict({"a": 1})
+
+
+def test_complex_parameters_take_first_order_steps() -> None:
+    model = nn.Sequential(nn.Linear(2, 2, dtype=torch.complex128), nn.Linear(2, 2))
+    assert "complex" in KFAC(model).explain()

@@ -31,7 +31,7 @@ from anybatch.recipe import (
     Stopping,
 )
 from anybatch.records import EventRecord
-from anybatch.schedules import Linear, epochs, updates
+from anybatch.schedules import Constant, Linear, epochs, updates
 from anybatch.task import Task
 from anybatch.training.snapshot import preserved_training
 from anybatch.training.training import Training
@@ -229,3 +229,10 @@ def test_sgdw_and_decay_come_after_it() -> None:
         training.step()
         for old, new in zip(before, weights(training), strict=True):
             torch.testing.assert_close(new, old * 0.99)
+
+
+def test_a_damping_that_comes_to_nothing_is_refused() -> None:
+    schedules = Schedules(damping=Constant(value=0.0))
+    training = Training(make_task(), recipe_of(schedules=schedules))
+    with training, pytest.raises(InputError, match=r"schedules\.damping must stay > 0, got 0"):
+        training.step()

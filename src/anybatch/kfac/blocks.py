@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from torch import nn
@@ -112,7 +113,7 @@ def find_blocks(model: nn.Module, settings: KFACSettings) -> Coverage:
         settings: norms, left_out and largest_factor.
 
     Raises:
-        InputError: a lazy layer that has seen no data.
+        InputError: a lazy layer that has seen no data; a name in left_out that matches nothing.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2), nn.BatchNorm2d(6), nn.PReLU())
@@ -127,6 +128,9 @@ def find_blocks(model: nn.Module, settings: KFACSettings) -> Coverage:
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise InputError(f"parameter {name}", "must have a size", hint="pass one batch first")
+    for pattern in settings.left_out:
+        if not any(fnmatchcase(name, pattern) for name, _ in model.named_modules()):
+            raise InputError("left_out", "must match a layer of the model", pattern)
     owners = find_owners(model, settings.left_out)
     reasons = _first_reasons(owners)
     blocks: list[FisherBlock] = []

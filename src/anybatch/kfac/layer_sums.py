@@ -140,13 +140,13 @@ def num_measured(examples: int, share: float) -> int:
         >>> num_measured(8, 1.0), num_measured(8, 0.3), num_measured(1, 0.3)
         (8, 3, 1)
     """
-    return max(1, math.ceil(share * examples - 1e-9))
+    return min(examples, max(1, math.ceil(share * examples - 1e-9)))
 
 
 def measured_share(passage: Passage, share: float) -> float:
     """The part of a passage's examples that is measured: whole examples."""
     examples = num_examples(passage)
-    return num_measured(examples, share) / examples
+    return num_measured(examples, share) / max(1, examples)
 
 
 def first_examples(passage: Passage, gradient: Tensor, share: float) -> tuple[Passage, Tensor]:

@@ -129,6 +129,8 @@ def num_channels(norm: nn.Module) -> int:
 def _kind(module: nn.Module) -> BlockKind | None:
     if "weight" not in module._parameters:
         return None
+    if any(p is not None and p.is_complex() for p in module._parameters.values()):
+        return None
     if _has_forward_of(module, nn.Linear):
         return "linear"
     if any(_has_forward_of(module, each) for each in _CONVOLUTIONS):
@@ -154,6 +156,8 @@ def _has_forward_of(module: nn.Module, base: type[nn.Module]) -> bool:
 def _reason(module: nn.Module) -> str:
     """Why a module with parameters is not covered."""
     kind = type(module).__name__
+    if any(p is not None and p.is_complex() for p in module._parameters.values()):
+        return "its parameters are complex"
     if isinstance(module, nn.SyncBatchNorm):
         return "statistics of SyncBatchNorm, which span ranks, are not known here"
     if "weight" not in module._parameters and hasattr(module, "weight"):

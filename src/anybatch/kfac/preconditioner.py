@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, final
+from typing import Any, Literal, Protocol, final, get_args
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,8 @@ class KFAC:
 
     Raises:
         InputError: nothing to precondition; parameters that are not whole on every rank; a bound
-            of the divergence without an optimizer.
+            of the divergence without an optimizer; an optimizer that scales every coordinate by
+            itself.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 1))
@@ -117,8 +118,10 @@ class KFAC:
         loss_reduction: LossReduction = "mean",
         loss_scale: float | _LossScale = 1.0,
     ) -> None:
+        settings = settings or KFACSettings()
+        _check_arguments(model, optimizer, settings, loss_reduction, loss_scale)
         self.model = unwrapped(model)
-        self.settings = settings = settings or KFACSettings()
+        self.settings = settings
         if isinstance(settings.bound, KLBound) and optimizer is None:
             rule = "must come with KFAC(model, optimizer), whose lr it bounds"
             raise InputError("bound", rule, settings.bound.name)
@@ -128,7 +131,8 @@ class KFAC:
         self.coverage = find_blocks(self.model, settings)
         if not self.coverage.blocks:
             rule = "must hold a layer that K-FAC covers"
-            raise InputError("model", rule, type(self.model).__name__)
+            hint = "all is left out by the settings" if settings.left_out else ""
+            raise InputError("model", rule, type(self.model).__name__, hint=hint)
         self.stages = Stages(device)
         self._capture = Capture(
             self.coverage.blocks, settings, rank=self._world.rank, stages=self.stages
@@ -151,6 +155,8 @@ class KFAC:
             num_examples: by which a mean loss is divided in this rank's backward passes together
                 (tokens under "token-mean"); of a sum the examples over all ranks.
         """
+        if num_examples is not None and num_examples < 1:
+            raise InputError("num_examples", "must be >= 1", num_examples)
         self._num_examples = num_examples
         self._prepare()
 
@@ -321,11 +327,36 @@ class KFAC:
         Raises:
             InputError: the state is another model's.
         """
+        if "flow" not in state:
+            raise InputError("state", "must be one of KFAC.state_dict", sorted(state)[:3])
         self._flow.load_state_dict(state["flow"])
         self._capture.load_state_dict(state["capture"])
         self.updates, self.damping = state["updates"], state["damping"]
         self.refresh_factor = state["refresh_factor"]
         self._prepare()
+
+
+def _check_arguments(
+    model: nn.Module,
+    optimizer: _Optimizer | None,
+    settings: KFACSettings,
+    loss_reduction: str,
+    loss_scale: float | _LossScale,
+) -> None:
+    """One line for what would otherwise train on, and wrongly."""
+    for thing, kind, value in (("model", nn.Module, model), ("settings", KFACSettings, settings)):
+        if not isinstance(value, kind):
+            raise InputError(thing, f"must be a {kind.__name__}", type(value).__name__)
+    known = get_args(LossReduction)
+    if loss_reduction not in known:
+        raise InputError("loss_reduction", f"must be one of: {', '.join(known)}", loss_reduction)
+    is_number = isinstance(loss_scale, (int, float))
+    if not (loss_scale > 0 if is_number else hasattr(loss_scale, "get_scale")):  # type: ignore[operator]
+        raise InputError("loss_scale", "must be a number > 0 or a GradScaler", loss_scale)
+    if optimizer is not None and any("betas" in group for group in optimizer.param_groups):
+        rule = "must not scale every coordinate by itself"
+        hint = "SGD, SGDW or LARS take the steps that K-FAC makes"
+        raise InputError("optimizer", rule, type(optimizer).__name__, hint=hint)
 
 
 def _device_of(model: nn.Module) -> torch.device:

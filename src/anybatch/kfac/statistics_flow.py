@@ -186,6 +186,8 @@ class StatisticsFlow:
         if names:
             rule = "must take part in the first update"
             hint = "KFAC(..) before the forward pass; left_out = [...] in its settings excepts it"
+            if self._settings.fisher != "empirical":
+                hint = "kfac.observe_outputs(outputs) before backward, for this Fisher"
             value = f"{len(names)} without a gradient"
             raise InputError(f"layer {names[0]}", rule, value, hint=hint)
 

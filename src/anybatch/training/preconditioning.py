@@ -9,7 +9,7 @@ from torch import nn
 from anybatch.errors import InputError
 from anybatch.kfac.preconditioner import KFAC
 from anybatch.objectives import logits_of
-from anybatch.recipe import LARSSettings, Recipe, SGDSettings, SGDWSettings
+from anybatch.recipe import Recipe
 from anybatch.schedules import Clock, Position, resolve_schedule, value_at
 from anybatch.task import Task
 from anybatch.training.build import Optimizer
@@ -23,21 +23,12 @@ def check_preconditioner(task: Task, recipe: Recipe) -> None:
     """Refuse what cannot stand beside a preconditioner.
 
     Raises:
-        InputError: an optimizer that scales every coordinate by itself; blocks, control of the
-            batch size, local updates; model statistics of a loss that is the task's own; schedules
-            of a preconditioner that is not there.
+        InputError: blocks, control of the batch size, local updates; model statistics of a loss
+            that is the task's own.
     """
     settings = recipe.preconditioner
     if settings is None:
-        for name in ("damping", "refresh"):
-            schedule = getattr(recipe.schedules, name)
-            if schedule.name != "constant":
-                raise InputError(f"schedules.{name}", "must come with a preconditioner")
         return
-    if not isinstance(recipe.optimizer, SGDSettings | SGDWSettings | LARSSettings):
-        rule = "must be sgd, sgdw or lars with a preconditioner"
-        hint = "the others scale every coordinate by themselves"
-        raise InputError("optimizer.name", rule, recipe.optimizer.name, hint=hint)
     for name in ("blocks", "batch_control", "communication"):
         if getattr(recipe, name) is not None:
             raise InputError(name, "must be left out with a preconditioner: not served together")
@@ -92,8 +83,15 @@ class Preconditioning:
         )
 
     def apply(self, position: Position) -> None:
-        """Set the damping and the intervals of the update at this position."""
-        self.kfac.damping = self._settings.damping * value_at(self._damping, position)
+        """Set the damping and the intervals of the update at this position.
+
+        Raises:
+            InputError: the damping's schedule has come to 0.
+        """
+        factor = value_at(self._damping, position)
+        if not factor > 0:
+            raise InputError("schedules.damping", "must stay > 0", factor)
+        self.kfac.damping = self._settings.damping * factor
         self.kfac.refresh_factor = value_at(self._refresh, position)
 
     def begin(self, portion: Portion, *, observed: bool) -> None:
