@@ -15,13 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anybatch.commands.recipe import show_recipe
+from anybatch.commands.recipe import conventions, show_recipe
 from anybatch.course import recipe_clock
 from anybatch.errors import InputError
 from anybatch.recipe import (
     AdamSettings,
     AdamWSettings,
     AdaptiveBatchSize,
+    AdaptiveRefresh,
     AdditiveNoise,
     Augmentation,
     BatchNormSettings,
@@ -29,7 +30,11 @@ from anybatch.recipe import (
     ClipGlobalNorm,
     ComputeSettings,
     ExponentialAverage,
+    FisherNormBound,
+    FixedRefresh,
     GradientPenalty,
+    KFACSettings,
+    KLBound,
     LAMBSettings,
     LARSSettings,
     LocalUpdates,
@@ -38,6 +43,7 @@ from anybatch.recipe import (
     ModelSettings,
     MultiplicativeNoise,
     MuonSettings,
+    NoBound,
     NormalizeGradient,
     Origin,
     ParameterKinds,
@@ -204,6 +210,40 @@ RECIPES = st.builds(
     image_size=st.none() | COUNT,
     description=st.text(),
 )
+
+
+REFRESHES = st.builds(
+    lambda every, times: FixedRefresh(statistics_every=every, inverse_every=every * times),
+    st.integers(1, 50),
+    st.integers(1, 20),
+) | st.builds(AdaptiveRefresh, similarity=NOT_NEGATIVE, longest=st.none() | COUNT)
+KFACS = st.builds(
+    KFACSettings,
+    damping=POSITIVE,
+    fisher=st.sampled_from(["empirical", "sampled", "exact"]),
+    average=RATE,
+    refresh=REFRESHES,
+    left_out=st.lists(st.text(), max_size=2).map(tuple),
+    bound=st.builds(FisherNormBound, largest=POSITIVE)
+    | st.builds(KLBound, largest=POSITIVE)
+    | st.just(NoBound()),
+    wire=st.sampled_from(["fp32", "bf16", "fp16"]),
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(KFACS)
+def test_any_preconditioner_survives_json_and_show(kfac: KFACSettings) -> None:
+    recipe = Recipe(optimizer=SGDSettings(lr=0.1), preconditioner=kfac)
+    text = json.dumps(recipe_to_mapping(recipe), allow_nan=False)
+    assert recipe_from_mapping(json.loads(text)) == recipe
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "recipe.json"
+        path.write_text(text)
+        shown = io.StringIO()
+        with contextlib.redirect_stdout(shown):
+            show_recipe(str(path), (), as_json=False)
+    assert recipe_from_mapping(tomllib.loads(shown.getvalue())) == recipe
 
 
 @settings(max_examples=150, deadline=None)
@@ -505,3 +545,14 @@ def test_what_is_no_target_is_refused(text: str) -> None:
 def test_the_nearest_name_is_hinted_at_only_when_one_is_near() -> None:
     assert nearest("momentun", ["lr", "momentum"]) == "did you mean momentum?"
     assert nearest("xyz", ["lr", "momentum"]) == ""
+
+
+def test_a_scaling_rule_that_cannot_be_applied_is_told_by_show() -> None:
+    recipe = Recipe(
+        optimizer=MuonSettings(lr=0.02),
+        batch_size=64,
+        loss=LossSettings(reduction="sum"),
+        scaling=ScalingRule(base_batch_size=32),
+    )
+    told = " ".join(conventions(recipe))
+    assert "the scaling rule cannot be applied: optimizer must be one that a mean" in told

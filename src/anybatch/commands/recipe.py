@@ -196,7 +196,10 @@ def _decay_elsewhere(recipe: Recipe) -> list[str]:
     """The same decay as other conventions and torch's optimizers write it, where they can."""
     if recipe.scaling is not None and recipe.batch_size == "full":
         return []  # the lr that it is trained with is not known without the data
-    optimizer = scaled_recipe(recipe, None).optimizer
+    try:
+        optimizer = scaled_recipe(recipe, None).optimizer
+    except InputError:  # which is told beside it, and refused by training
+        return []
     decay, lr = optimizer.weight_decay, optimizer.lr
     if decay == 0 or lr == 0:
         return []
