@@ -7,7 +7,7 @@ itself; what depends on the data (a batch larger than the set) is checked when i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from anybatch.errors import InputError
@@ -233,6 +233,11 @@ class Recipe:
             if size and self.ghost_batch_size:
                 rule = f"must be a multiple of ghost_batch_size {self.ghost_batch_size}"
                 require(name, size, rule, size % self.ghost_batch_size == 0)
+
+    def without_preconditioner(self) -> Recipe:
+        """The same without K-FAC and the schedules of its settings."""
+        schedules = replace(self.schedules, damping=Constant(), refresh=Constant())
+        return replace(self, preconditioner=None, schedules=schedules)
 
     def _check_preconditioner(self) -> None:
         """Its optimizer and schedules."""

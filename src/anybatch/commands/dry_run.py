@@ -177,10 +177,10 @@ def _travel_table(found: DryRun) -> str:
 
 def _stage_table(found: DryRun) -> str:
     stages = list(dict.fromkeys(stage for update in found.seconds for stage in update))
-    rows = [[stage, *(_milliseconds(u.get(stage)) for u in found.seconds)] for stage in stages]
-    rows.append(["all", *(_milliseconds(sum(update.values())) for update in found.seconds)])
-    heads = [f"update {number} ms" for number in range(1, len(found.seconds) + 1)]
-    return table(["stage", *heads], rows)
+    rows = [[stage, *(_seconds(u.get(stage)) for u in found.seconds)] for stage in stages]
+    rows.append(["all", *(_seconds(sum(update.values())) for update in found.seconds)])
+    heads = [f"update {number}, s" for number in range(1, len(found.seconds) + 1)]
+    return table(["stage of an update made small, here", *heads], rows)
 
 
 def _inversions(found: DryRun) -> list[str]:
@@ -188,9 +188,9 @@ def _inversions(found: DryRun) -> list[str]:
     seconds = max((update.get("inversion", 0.0) for update in found.seconds), default=0.0)
     if found.ranks == 1 or not seconds:
         return []
-    busiest = 1e3 * seconds * found.busiest_share
+    busiest = seconds * found.busiest_share
     return [
-        f"inversions over {found.ranks:,} ranks: {busiest:.3g} ms on the busiest, "
+        f"inversions over {found.ranks:,} ranks: {busiest:.3g} s on the busiest, "
         f"{100 * found.busiest_share:.3g} % of them all"
     ]
 
@@ -199,5 +199,5 @@ def _mebibytes(size: float) -> str:
     return f"{size / 2**20:,.4g}" if size < 2**33 else f"{size / 2**20:,.0f}"
 
 
-def _milliseconds(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{1e3 * seconds:,.4g}"
+def _seconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:,.3g}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 from anybatch.commands.measure import measure
@@ -30,7 +29,7 @@ FIGURE = "scaling.svg"
 _SECONDS = 10.0  # for the curve of passes, and as many for the stages
 _LOCAL_EVERY = 16  # updates of local SGD between two averagings, where the recipe does not say
 _HEAD = [
-    "ranks", "method", "batch", "ms/update", "passes", "statistics", "inverse", "traffic",
+    "ranks", "method", "batch", "ms/update", "passes", "statistics", "invert+apply", "traffic",
     "loading", "optimizer", "examples/s", "to target",
 ]  # fmt: skip
 
@@ -55,7 +54,7 @@ def predict_scaling(options: PredictScaling) -> int:
     def take(task: Task, recipe: Recipe) -> Measurement:
         request = _request(options, ranks, task, recipe)  # refused before anything is timed
         shown = not options.json
-        plain = dataclasses.replace(recipe, preconditioner=None)  # its stages are timed apart
+        plain = recipe.without_preconditioner()  # whose stages are timed apart
         throughput = measure_throughput(
             task, plain, settings=ThroughputSettings(seconds=_SECONDS), progress=shown
         )

@@ -99,7 +99,7 @@ def measure_stage_times(
     kfac = settings.kfac or (own.preconditioner if own is not None else None) or KFACSettings()
     if recipe is not None:  # nor compiled: a compiled model does not see hooks that come later
         compute = dataclasses.replace(recipe.compute, compile=False)
-        recipe = dataclasses.replace(recipe, preconditioner=None, compute=compute)
+        recipe = dataclasses.replace(recipe.without_preconditioner(), compute=compute)
     with opened_training(task, recipe) as training, timed_step(training) as timed:
         shown = progress and training.world.is_first
         with Activity("stage times", shown=shown) as activity:
