@@ -46,7 +46,7 @@ PREDICTION = (
 )
 
 _LIMIT, _OURS, _LIMITED = 1.3, "K-FAC", "10/100"
-_BLOCKS, _ROUNDS_PER_BLOCK = 3, 3
+_BLOCKS, _ROUNDS_PER_BLOCK = 6, 1
 
 _Round = dict[str, list[list[float]]]
 
