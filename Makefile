@@ -21,7 +21,8 @@ DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 demo: $(VENV)/.installed
 	$(BIN)/anybatch plan digits --target 0.99 --out $(DEMO)/plan
-	$(BIN)/anybatch train digits --plan $(DEMO)/plan/plan.json --out $(DEMO)/train
+	$(BIN)/anybatch train digits --plan $(DEMO)/plan/plan.json --out $(DEMO)/train \
+		|| test $$? -eq 1  # the target was missed, as one in five may: the page says so
 	$(BIN)/anybatch report $(DEMO)/plan $(DEMO)/train --out $(DEMO)/report.html
 
 test: $(VENV)/.installed-dev
