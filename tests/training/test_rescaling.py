@@ -178,6 +178,10 @@ def test_a_state_without_rescaling_is_taken_over() -> None:
     with Training(make_task(), make_recipe(None)) as training:
         weights_after(training, 2)
         state = copy.deepcopy(training.state_dict())
+    state["step"]["model"]["3.weight"] *= 10
+    assert state["step"]["model"]["3.weight"].norm() > 2 * math.sqrt(6)
     with Training(make_task(), make_recipe(WeightRescaling(longest_skip=3))) as training:
         training.load_state_dict(state)
-        weights_after(training, 1)
+        found = weights_after(training, 1)
+    # The first update after it looks: what is too long is brought to sqrt(2 * 3 outputs).
+    assert found["3.weight"].norm() <= math.sqrt(6) * (1 + 1e-6)
