@@ -67,7 +67,7 @@ def predicted_work(
     """Multiply-adds of one update; linear layers without further positions, norms left out.
 
     Forward and backward: 3 |W| an output position. A: the cheaper way of
-    `convolution_input_sum`; G: outputs^2 a position. Inversion: n^3 / 2 + n^3 / 2 for the
+    `add_convolution_input_sum`; G: outputs^2 a position. Inversion: n^3 / 2 + n^3 / 2 for the
     Cholesky factor and the inverse. Preconditioning of m x n: m n (m + n).
 
     Args:

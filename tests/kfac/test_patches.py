@@ -14,14 +14,16 @@ from anybatch.errors import InputError
 from anybatch.kfac import autocorrelation, patches
 from anybatch.kfac.patches import (
     Convolution,
+    add_convolution_input_sum,
     convolution_input_diagonal,
     convolution_input_multiply_adds,
-    convolution_input_sum,
 )
+from anybatch.kfac.shifted_cells import Axis, image_cells
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
-Way = Literal["patches", "autocorrelation", "cheaper"]
+Way = Literal["patches", "autocorrelation", "convolution", "cheaper"]
+SHIFTS: list[Way] = ["autocorrelation", "convolution"]
 
 
 def true_patches(inputs: Tensor, module: Convolution, *, with_bias: bool) -> Tensor:
@@ -43,13 +45,20 @@ def true_sum(inputs: Tensor, module: Convolution, *, with_bias: bool) -> Tensor:
 
 def summed(inputs: Tensor, module: Convolution, way: Way, *, with_bias: bool) -> Tensor:
     def chosen(axes: Any, **sizes: int) -> Any:
-        plane = axes if len(axes) == 2 else (autocorrelation.Axis(1, 1, 1, 1, 0, 0), *axes)
-        return plane if way == "autocorrelation" else None
+        plane = axes if len(axes) == 2 else (Axis(1, 1, 1, 1, 0, 0), *axes)
+        return plane if way in SHIFTS else None
 
+    dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
+    side = module.weight[0].numel() + with_bias
+    total = torch.zeros(module.groups, side, side, dtype=dtype)
     with pytest.MonkeyPatch.context() as patch:
         if way != "cheaper":
             patch.setattr(patches, "_autocorrelation_axes", chosen)
-        return convolution_input_sum(inputs, module, with_bias=with_bias)
+            patch.setattr(autocorrelation, "is_served", lambda _: way == "convolution")
+            patch.setattr(autocorrelation, "_FEWEST_CHANNELS", 1)
+            patch.setattr(autocorrelation, "_FEWEST_POSITIONS", 1)
+        add_convolution_input_sum(total, inputs, module, with_bias=with_bias)
+    return total
 
 
 def convolution(dimensions: int, *sizes: Any, **others: Any) -> Convolution:
@@ -93,13 +102,13 @@ def cases(draw_: st.DrawFn, *, strides: int) -> tuple[Convolution, Tensor]:
     return module, draw(draw_(st.integers(1, 3)), channels, *size, seed=draw_(st.integers(0, 99)))
 
 
-@settings(max_examples=150, deadline=None)
-@given(case=cases(strides=1), with_bias=st.booleans())
+@settings(max_examples=200, deadline=None)
+@given(case=cases(strides=1), way=st.sampled_from(SHIFTS), with_bias=st.booleans())
 def test_the_autocorrelation_is_the_sum_over_patches(
-    case: tuple[Convolution, Tensor], with_bias: bool
+    case: tuple[Convolution, Tensor], way: Way, with_bias: bool
 ) -> None:
     module, inputs = case
-    found = summed(inputs, module, "autocorrelation", with_bias=with_bias)
+    found = summed(inputs, module, way, with_bias=with_bias)
     assert_same(found, true_sum(inputs, module, with_bias=with_bias))
 
 
@@ -113,7 +122,7 @@ def test_patches_and_their_diagonal(case: tuple[Convolution, Tensor], with_bias:
     assert torch.allclose(diagonal, expected.diagonal(dim1=1, dim2=2), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("way", ["patches", "autocorrelation"])
+@pytest.mark.parametrize("way", ["patches", *SHIFTS])
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 @pytest.mark.parametrize("padding", [(2, 1), "same"])
 def test_padding_that_is_not_of_zeros(way: Way, mode: Any, padding: Any) -> None:
@@ -133,7 +142,7 @@ def test_three_axes() -> None:
     )
 
 
-@pytest.mark.parametrize("way", ["patches", "autocorrelation"])
+@pytest.mark.parametrize("way", ["patches", *SHIFTS])
 @pytest.mark.parametrize("limit", [64, 1000])
 def test_slices_change_nothing(way: Way, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     module = nn.Conv2d(6, 2, 3, padding=1, groups=2)
@@ -142,6 +151,7 @@ def test_slices_change_nothing(way: Way, limit: int, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(patches, "_BLOCK", 5)  # several blocks of the symmetric product
     monkeypatch.setattr(autocorrelation, "_BUFFER_BYTES", 8 * limit)
     monkeypatch.setattr(autocorrelation, "_STAGE_BYTES", 2 * limit)
+    monkeypatch.setattr(autocorrelation, "_CONVOLVED_BYTES", 2 * limit)
     monkeypatch.setattr(autocorrelation, "_THIN", 3)
     expected = true_sum(inputs, module, with_bias=True)
     assert_same(summed(inputs, module, way, with_bias=True), expected)
@@ -159,7 +169,7 @@ def test_the_buffer_of_patches_is_bounded(limit: int, monkeypatch: pytest.Monkey
     assert sum(slices) == 40 * 36 * 144
 
 
-@pytest.mark.parametrize("way", ["patches", "autocorrelation"])
+@pytest.mark.parametrize("way", ["patches", *SHIFTS])
 def test_any_layout_and_no_batch(way: Way) -> None:
     module = nn.Conv2d(3, 2, 3, padding=1)
     inputs = draw(4, 3, 6, 5)
@@ -172,7 +182,7 @@ def test_any_layout_and_no_batch(way: Way) -> None:
     assert_same(summed(inputs[0], module, way, with_bias=False), one)
 
 
-@pytest.mark.parametrize("way", ["patches", "autocorrelation"])
+@pytest.mark.parametrize("way", ["patches", *SHIFTS])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_inputs_are_widened_first_also_under_autocast(way: Way, dtype: torch.dtype) -> None:
     module = nn.Conv2d(3, 2, 3, padding=1)
@@ -197,27 +207,27 @@ def test_the_count_of_multiply_adds_follows_the_way() -> None:
 
 def test_an_empty_batch_adds_nothing() -> None:
     module, nothing = nn.Conv2d(2, 2, 3), torch.zeros(0, 2, 5, 5)
-    assert not convolution_input_sum(nothing, module, with_bias=True).any()
+    assert not summed(nothing, module, "cheaper", with_bias=True).any()
     assert not convolution_input_diagonal(nothing, module, with_bias=True).any()
 
 
 def test_no_graph_is_kept() -> None:
     inputs = draw(2, 2, 5, 5).requires_grad_()
     module = nn.Conv2d(2, 2, 3)
-    assert not convolution_input_sum(inputs, module, with_bias=True).requires_grad
+    assert not summed(inputs, module, "cheaper", with_bias=True).requires_grad
     assert not convolution_input_diagonal(inputs, module, with_bias=True).requires_grad
 
 
 def test_a_kernel_that_does_not_fit_is_refused() -> None:
     module = nn.Conv2d(2, 2, 5, padding=1)
     with pytest.raises(InputError, match="must not be smaller than the kernel"):
-        convolution_input_sum(torch.zeros(1, 2, 2, 2), module, with_bias=True)
+        summed(torch.zeros(1, 2, 2, 2), module, "cheaper", with_bias=True)
 
 
 def test_whole_images_are_multiplied_thirteen_times_for_three_by_three() -> None:
-    axis = autocorrelation.Axis(32, 3, 1, 1, 1, 1)
-    cells = autocorrelation._cells(axis, axis)
-    sizes = [autocorrelation._size(c.rows) * autocorrelation._size(c.columns) for c in cells]
+    axis = Axis(32, 3, 1, 1, 1, 1)
+    cells = image_cells(axis, axis)
+    sizes = [cell.size for cell in cells]
     assert sum(size >= 30 * 30 for size in sizes) == 13
     assert len(sizes) == 29
     assert sum(sizes) < 13 * 32 * 32

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from anybatch.errors import InputError
-from anybatch.kfac import solve
+from anybatch.kfac import solve, solvers
 from anybatch.kfac.solve import EventCounts, SolveEvent, Solver, damped_inverse, damped_inverses
 
 SOLVERS: tuple[Solver, ...] = ("cholesky", "eigen")
@@ -71,6 +71,40 @@ def test_the_inverse_is_torchs(solver: Solver, side: int, groups: int, damping: 
     expected = torch.linalg.inv(statistic + damping * torch.eye(side, dtype=torch.float64))
     assert event is None
     torch.testing.assert_close(inverse, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("side", [5, 17, 64])
+def test_by_halves(side: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(solvers, "_LARGEST_LEAF", 4)
+    monkeypatch.setattr(solvers, "is_served", lambda _: True)
+    statistic = spectrum(decades(side, 3), dtype=dtype)
+    inverse, event = damped_inverse(statistic, 1e-3, name="0.A")
+    assert event is None
+    assert inverse is not None
+    assert torch.equal(inverse, inverse.mT)
+    assert distance_from_identity(inverse, statistic, 1e-3) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("position", [0, 8, 16])
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_by_halves_a_bad_part_is_found_out_wherever_it_is(
+    position: int, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(solvers, "_LARGEST_LEAF", 4)
+    monkeypatch.setattr(solvers, "is_served", lambda _: True)
+    statistic = torch.eye(17)[None].clone()
+    statistic[0, position, position] = value
+    inverse, event = damped_inverse(statistic, 1e-3, name="0.A")
+    assert event is not None
+    assert event.name == "0.A"
+    if math.isfinite(value):
+        assert event.reason == "not-definite"
+        assert inverse is not None
+        assert torch.isfinite(inverse).all()
+    else:
+        assert event.reason == "not-finite"
+        assert inverse is None
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from anybatch.kfac import statistics
 from anybatch.kfac.patch_means import mean_patches
 from anybatch.kfac.statistics import (
     accumulation_dtype,
     add_grouped_products,
+    add_position_products,
     add_products,
     add_token_counts,
     convolution_rows,
@@ -69,6 +71,37 @@ def test_rows_of_convolutions(shape: tuple[int, int, int], groups: int, last: bo
     assert_same(diagonals, expected.diagonal(dim1=1, dim2=2))
     summed = convolution_rows(gradient, groups, "reduce")
     assert_same(summed, values.sum((2, 3)).view(count, groups, 2).transpose(0, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, DOUBLE])
+@pytest.mark.parametrize("last", [True, False])
+def test_products_of_positions_in_slices(
+    last: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "_SLICE_BYTES", 9000)  # some examples, the last slice smaller
+    torch.manual_seed(0)
+    values = torch.randn(7, 40, 5, 4).to(dtype)
+    exact = torch.einsum("nchw,ndhw->cd", values.double(), values.double())
+    gradient = values.contiguous(memory_format=torch.channels_last) if last else values
+    total = torch.ones(40, 40, dtype=accumulation_dtype(dtype))
+    add_position_products(total, gradient)
+    tolerance = 1e-12 if dtype == DOUBLE else 1e-4
+    assert (total - 1 - exact).abs().max() < tolerance * exact.max()
+    assert torch.equal(total, total.T)
+    diagonal = torch.ones(40, dtype=total.dtype)
+    add_position_products(diagonal, gradient)
+    assert (diagonal - 1 - exact.diagonal()).abs().max() < tolerance * exact.max()
+
+
+@pytest.mark.parametrize("side", [40, 300])
+def test_products_of_many_rows_in_float32(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "_SLICE_BYTES", 1000)
+    torch.manual_seed(0)
+    rows, total = torch.randn(1000, side), torch.ones(side, side)
+    add_products(total, rows)
+    exact = rows.double().T @ rows.double()
+    assert (total - 1 - exact).abs().max() < 1e-5 * exact.max()
+    assert torch.equal(total, total.T)
 
 
 def test_channels_last_gradients_are_not_copied() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from anybatch.errors import InputError
 from anybatch.kfac.blocks import FisherBlock
+from anybatch.kfac.products import is_served, product
 
 __all__ = [
     "gradient_matrix",
@@ -121,35 +122,14 @@ def preconditioned_matrix(
 def _from_left(inverse: Tensor, matrix: Tensor) -> Tensor:
     if inverse.dim() == 2:
         return inverse.unsqueeze(-1) * matrix
-    if _gains_by_onednn(inverse, matrix.shape[2]):
-        columns = matrix[0].t().contiguous()
-        return _onednn_product(columns, inverse[0]).t().unsqueeze(0)
+    if len(inverse) == 1 and is_served(inverse):
+        return product(inverse[0], matrix[0].mT).unsqueeze(0)
     return torch.bmm(inverse, matrix)
 
 
 def _from_right(matrix: Tensor, inverse: Tensor) -> Tensor:
     if inverse.dim() == 2:
         return matrix * inverse.unsqueeze(1)
-    if _gains_by_onednn(inverse, matrix.shape[1]):
-        return _onednn_product(matrix[0].contiguous(), inverse[0]).unsqueeze(0)
+    if len(inverse) == 1 and is_served(inverse):
+        return product(matrix[0], inverse[0]).unsqueeze(0)  # it is symmetric
     return torch.bmm(matrix, inverse)
-
-
-_LEAST_SIDE, _LEAST_ROWS = 256, 16  # below which a product is too short to be handed over
-
-
-def _gains_by_onednn(inverse: Tensor, rows: int) -> bool:
-    """Whether oneDNN, which torch's own products do not ask on a CPU, is worth its two copies.
-
-    On processors for which torch's BLAS has no best code (AMD's with AVX-512) it is twice as fast.
-    """
-    large = inverse.shape[0] == 1 and inverse.shape[1] >= _LEAST_SIDE and rows >= _LEAST_ROWS
-    served = inverse.dtype == torch.float32 and inverse.device.type == "cpu"
-    present: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return large and served and present
-
-
-def _onednn_product(rows: Tensor, symmetric: Tensor) -> Tensor:
-    """(rows) @ (a symmetric matrix), both contiguous."""
-    product: Tensor = torch.nn.functional.linear(rows.to_mkldnn(), symmetric)
-    return product.to_dense()

@@ -7,7 +7,7 @@ At stride 1 the product of two taps, summed over the positions of the output,
 depends on t' - t alone, up to the positions at the border that one pair of taps meets and another
 does not. So each shift is multiplied once: where a pair of taps begins or ends to count, the image
 is cut, every cell is multiplied by its shifted self, and A[t, t'] is the sum of the cells that it
-counts. Nothing is subtracted, so nothing is cancelled. A 3 x 3 kernel that keeps the size needs 13
+counts. A 3 x 3 kernel that keeps the size needs 13
 products of the whole image instead of 81, and 16 thin ones.
 """
 
@@ -16,86 +16,41 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.nn.grad import conv2d_weight
+
+from anybatch.kfac.products import is_served
+from anybatch.kfac.shifted_cells import Axis, Cell, image_cells, largest_cells
 
 __all__ = [
     "CALL_COST",
     "COPY_COST",
-    "Axis",
-    "autocorrelation",
+    "add_autocorrelation",
     "autocorrelation_cost",
     "autocorrelation_positions",
     "product_cost",
 ]
 
 _BUFFER_BYTES, _STAGE_BYTES = 2**24, 2**21  # so that malloc keeps the pages, and the cache them
-_THIN = 64
+_CONVOLVED_BYTES = 2**23
+_THIN, _FEWEST_CHANNELS, _FEWEST_POSITIONS = 64, 16, 32
 CALL_COST, COPY_COST = 3e6, 25.0
 """Of one call and of one moved number, in multiply-adds of a large product (measured on a CPU)."""
 
 _MATRIX_COST = 2e5  # of one more small product in a call
 
 
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """One axis of an image and how a kernel runs along it.
-
-    Attributes:
-        length: stored positions; beyond them are zeros.
-        taps: size of the kernel.
-        stride: positions from one output to the next.
-        dilation: positions from one tap to the next.
-        before: zeros before the first position.
-        after: zeros behind the last one.
-    """
-
-    length: int
-    taps: int
-    stride: int
-    dilation: int
-    before: int
-    after: int
-
-    @property
-    def outputs(self) -> int:
-        """Positions of the output; below 1 where the kernel does not fit."""
-        room = self.before + self.length + self.after - self.dilation * (self.taps - 1)
-        return (room - 1) // self.stride + 1
-
-
-class _Segment(NamedTuple):
-    """Positions start ... stop that the pairs (tap, tap + shift) count, all of them or none."""
-
-    start: int
-    stop: int
-    taps: tuple[int, ...]
-
-
-class _Cell(NamedTuple):
-    """A rectangle of positions, and the shift, in taps, to those that it is multiplied by."""
-
-    rows: _Segment
-    columns: _Segment
-    down: int
-    right: int
-
-
-def autocorrelation(images: Tensor, axes: tuple[Axis, Axis], groups: int) -> Tensor:
-    """A[t, t'] = sum over examples and outputs x of X[x + t] X[x + t']^T at stride 1.
+def add_autocorrelation(total: Tensor, images: Tensor, axes: tuple[Axis, Axis]) -> None:
+    """A[t, t'] += sum over examples and outputs x of X[x + t] X[x + t']^T at stride 1, in place.
 
     Args:
+        total: (groups, channels / groups, taps, channels / groups, taps), float32 or float64,
+            symmetric to the last bit, and so afterwards; taps = all of the kernel, row by row.
         images: (n, channels, height, width), in any layout.
         axes: of height and width, stride 1.
-        groups: into which the channels are divided.
-
-    Returns:
-        (groups, taps, taps, channels / groups, channels / groups); taps = all of the kernel, row
-        by row. float64 for float64 images, else float32. Symmetric to the last bit.
 
     Cost:
         About channels^2 / groups multiply-adds for each position and each of the
@@ -105,36 +60,86 @@ def autocorrelation(images: Tensor, axes: tuple[Axis, Axis], groups: int) -> Ten
         >>> axis = Axis(length=3, taps=2, stride=1, dilation=1, before=0, after=0)
         >>> one = Axis(length=1, taps=1, stride=1, dilation=1, before=0, after=0)
         >>> signal = torch.tensor([1.0, 2.0, 3.0]).view(1, 1, 1, 3)
-        >>> autocorrelation(signal, (one, axis), groups=1).squeeze()
+        >>> total = torch.zeros(1, 1, 2, 1, 2)
+        >>> add_autocorrelation(total, signal, (one, axis))
+        >>> total.squeeze()
         tensor([[ 5.,  8.],
                 [ 8., 13.]])
     """
-    cells, dilations = _cells(*axes), (axes[0].dilation, axes[1].dilation)
-    sums: list[Tensor | None] = [None] * len(cells)
-    dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+    groups, channels = total.shape[:2]
+    cells = image_cells(*axes)
+    large = channels >= _FEWEST_CHANNELS and axes[0].length * axes[1].length >= _FEWEST_POSITIONS
+    if large and is_served(total):
+        sums = _sums_by_convolution(images.to(total.dtype), axes, groups)
+    else:
+        sums = _sums_by_cells(images, axes, groups, total.dtype)
+    blocks: dict[tuple[int, int], Tensor] = {}
+    for cell, product in zip(cells, sums, strict=True):
+        if not cell.is_used:
+            continue
+        if cell.down == cell.right == 0:
+            product = (product + product.mT) / 2
+        for row, column in itertools.product(cell.rows.taps, cell.columns.taps):
+            tap = row * axes[1].taps + column
+            pair = (tap, tap + cell.down * axes[1].taps + cell.right)
+            blocks[pair] = blocks[pair] + product if pair in blocks else product
+    for tap in range(total.shape[2]):  # a strip at a time: to the total in one piece
+        strip = total.new_zeros(groups, channels, channels, total.shape[4])
+        for other in range(total.shape[4]):
+            if (tap, other) in blocks:
+                strip[..., other] = blocks[tap, other]
+            elif (other, tap) in blocks:
+                strip[..., other] = blocks[other, tap].mT
+        total[:, :, tap] += strip
+
+
+def _sums_by_cells(
+    images: Tensor, axes: tuple[Axis, Axis], groups: int, dtype: torch.dtype
+) -> list[Tensor]:
+    """Of each cell the product of the images with their shifted selves; unused ones are empty."""
+    dilations = (axes[0].dilation, axes[1].dilation)
+    sums: list[Tensor] = []
     for part in _position_major(images, dtype):
-        for number, cell in enumerate(cells):
-            product = _product(part, cell, dilations, groups)
-            before = sums[number]
-            sums[number] = product if before is None else before.add_(product)
-    taps, channels = axes[0].taps * axes[1].taps, images.shape[1] // groups
-    total = torch.zeros(groups, taps, taps, channels, channels, dtype=dtype, device=images.device)
-    for cell, cell_sum in zip(cells, sums, strict=True):
-        if cell_sum is not None:
-            _add(total, cell, cell_sum, axes[1].taps)
-    return total
+        products = [
+            _product(part, cell, dilations, groups) if cell.is_used else part.new_empty(0)
+            for cell in image_cells(*axes)
+        ]
+        sums = [a.add_(b) for a, b in zip(sums, products, strict=True)] if sums else products
+    return sums
 
 
-def _add(total: Tensor, cell: _Cell, product: Tensor, width: int) -> None:
-    """Add a cell to every pair of taps that counts it, and to the mirrored pair."""
-    if cell.down == cell.right == 0:
-        product = (product + product.mT) / 2
-    for row, column in itertools.product(cell.rows.taps, cell.columns.taps):
-        tap = row * width + column
-        other = tap + cell.down * width + cell.right
-        total[:, tap, other] += product
-        if other != tap:
-            total[:, other, tap] += product.mT
+def _sums_by_convolution(images: Tensor, axes: tuple[Axis, Axis], groups: int) -> list[Tensor]:
+    """The same, where oneDNN multiplies: all shifts of the whole image in one call.
+
+    That is the gradient of a convolution's weights when the image stands for its input and for
+    the gradient of its output. The largest cell of a shift is then what its others leave, so it is
+    rounded like the whole.
+    """
+    dilations, channels = (axes[0].dilation, axes[1].dilation), images.shape[1]
+    cells, largest = image_cells(*axes), largest_cells(*axes)
+    thin = [number for number in range(len(cells)) if number not in largest.values()]
+    down, right = axes[0].taps - 1, axes[1].taps - 1
+    size = (channels, channels // groups, down + 1, 2 * right + 1)
+    whole, sums = images.new_zeros(size), [images.new_empty(0)] * len(cells)
+    examples = max(1, _CONVOLVED_BYTES // (4 * max(1, images[:1].numel())))
+    for number, part in enumerate(torch.split(images, examples)):
+        part = part.contiguous(memory_format=torch.channels_last)
+        below = functional.pad(part, (0, 0, 0, down * dilations[0]))
+        whole += conv2d_weight(  # type: ignore[no-untyped-call]
+            below, size, part, padding=(0, right * dilations[1]), dilation=dilations, groups=groups
+        )
+        positions = part.permute(2, 3, 0, 1)
+        for index in thin:
+            product = _product(positions, cells[index], dilations, groups)
+            sums[index] = sums[index].add_(product) if number else product
+    by_shift = whole.view(groups, -1, *size[1:])
+    for (row, column), index in largest.items():
+        rest = by_shift[..., row, column + right].clone()
+        for other in thin:
+            if (cells[other].down, cells[other].right) == (row, column):
+                rest -= sums[other]
+        sums[index] = rest
+    return sums
 
 
 def _position_major(images: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
@@ -153,7 +158,7 @@ def _position_major(images: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
         yield buffer
 
 
-def _product(images: Tensor, cell: _Cell, dilations: tuple[int, int], groups: int) -> Tensor:
+def _product(images: Tensor, cell: Cell, dilations: tuple[int, int], groups: int) -> Tensor:
     """X[cell]^T X[cell + shift], (groups, channels / groups, channels / groups)."""
     rows, columns = cell.rows, cell.columns
     left = images[rows.start : rows.stop, columns.start : columns.stop]
@@ -179,7 +184,7 @@ def _summed_products(left: Tensor, other: Tensor) -> Tensor:
 
 
 def autocorrelation_cost(axes: tuple[Axis, Axis], *, channels: int, examples: int) -> float:
-    """Multiply-adds of a large product that take as long as `autocorrelation` of one group.
+    """Multiply-adds of a large product that take as long as `add_autocorrelation` of one group.
 
     Args:
         axes: of height and width.
@@ -189,20 +194,22 @@ def autocorrelation_cost(axes: tuple[Axis, Axis], *, channels: int, examples: in
     height, width = axes[0].length, axes[1].length
     moved = COPY_COST * examples * channels * height * width
     moved += COPY_COST * (channels * axes[0].taps * axes[1].taps) ** 2
-    cells, positions = _cells(*axes), autocorrelation_positions(axes)
-    summed = sum(_size(cell.rows) for cell in cells) * (4.0 * channels**2 + _MATRIX_COST)
+    cells = [cell for cell in image_cells(*axes) if cell.is_used]
+    positions = autocorrelation_positions(axes)
+    heights = sum(cell.rows.stop - cell.rows.start for cell in cells)
+    summed = heights * (4.0 * channels**2 + _MATRIX_COST)
     slices = math.ceil(4 * examples * channels * height * width / _BUFFER_BYTES)
     calls = CALL_COST * len(cells) * slices
     return moved + examples * product_cost(positions, channels) + slices * summed + calls
 
 
 def autocorrelation_positions(axes: tuple[Axis, Axis]) -> int:
-    """Positions of one example that `autocorrelation` multiplies, over all shifts.
+    """Positions of one example that `add_autocorrelation` multiplies, over all shifts.
 
     Args:
         axes: of height and width.
     """
-    return sum(_size(cell.rows) * _size(cell.columns) for cell in _cells(*axes))
+    return sum(cell.size for cell in image_cells(*axes) if cell.is_used)
 
 
 def product_cost(rows: int, side: int, *, share: float = 1.0) -> float:
@@ -214,38 +221,3 @@ def product_cost(rows: int, side: int, *, share: float = 1.0) -> float:
         share: of the product that is computed.
     """
     return rows * (share * side**2 + 10.0 * side + 80.0)
-
-
-def _size(segment: _Segment) -> int:
-    return segment.stop - segment.start
-
-
-@lru_cache(maxsize=256)
-def _cells(rows: Axis, columns: Axis) -> tuple[_Cell, ...]:
-    """Every cell of every shift that is not the mirror image of another."""
-    found = []
-    for down, right in itertools.product(range(rows.taps), range(1 - columns.taps, columns.taps)):
-        if (down, right) < (0, 0):
-            continue
-        pairs = itertools.product(_segments(rows, down), _segments(columns, right))
-        found += [_Cell(row, column, down, right) for row, column in pairs]
-    return tuple(found)
-
-
-def _segments(axis: Axis, shift: int) -> list[_Segment]:
-    """The axis cut wherever a pair (tap, tap + shift) begins or ends to count."""
-    counted: dict[int, tuple[int, int]] = {}
-    distance = shift * axis.dilation
-    for tap in range(max(0, -shift), min(axis.taps, axis.taps - shift)):
-        window = tap * axis.dilation - axis.before
-        start = max(window, 0, -distance)
-        stop = min(window + axis.outputs, axis.length, axis.length - distance)
-        if start < stop:
-            counted[tap] = (start, stop)
-    cuts = sorted({position for interval in counted.values() for position in interval})
-    segments = []
-    for start, stop in itertools.pairwise(cuts):
-        taps = [tap for tap, (low, high) in counted.items() if low <= start and stop <= high]
-        if taps:
-            segments.append(_Segment(start, stop, tuple(taps)))
-    return segments

@@ -15,13 +15,14 @@ from anybatch.kfac.owners import num_channels
 from anybatch.kfac.patch_means import mean_patches
 from anybatch.kfac.patches import (
     Convolution,
+    add_convolution_input_sum,
     convolution_input_diagonal,
-    convolution_input_sum,
 )
 from anybatch.kfac.statistics import (
     Sharing,
     add_grouped_products,
     add_norm_products,
+    add_position_products,
     add_products,
     add_token_counts,
     convolution_rows,
@@ -86,8 +87,10 @@ def add_input_sum(total: Tensor, factor: FactorShape, passage: Passage, sharing:
         add_products(total[0], rows, with_bias=with_bias)
     elif sharing == "expand":
         convolution = cast(Convolution, module)
-        measure = convolution_input_diagonal if factor.diagonal else convolution_input_sum
-        total += measure(inputs, convolution, with_bias=with_bias)
+        if factor.diagonal:
+            total += convolution_input_diagonal(inputs, convolution, with_bias=with_bias)
+        else:
+            add_convolution_input_sum(total, inputs, convolution, with_bias=with_bias)
     else:
         convolution = cast(Convolution, module)
         patches = mean_patches(_batched(passage), convolution)
@@ -119,7 +122,10 @@ def add_output_sum(total: Tensor, passage: Passage, gradient: Tensor, sharing: S
         convolution = cast(Convolution, module)
         if passage.inputs.dim() < block_dimensions(convolution):
             gradient = gradient.unsqueeze(0)
-        add_grouped_products(total, convolution_rows(gradient, convolution.groups, sharing))
+        if sharing == "expand" and len(total) == 1:
+            add_position_products(total[0], gradient)
+        else:
+            add_grouped_products(total, convolution_rows(gradient, convolution.groups, sharing))
     else:
         if _padding(module) is not None:
             gradient = gradient * _is_token(passage).unsqueeze(-1)

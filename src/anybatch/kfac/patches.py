@@ -24,18 +24,19 @@ from anybatch.errors import InputError
 from anybatch.kfac.autocorrelation import (
     CALL_COST,
     COPY_COST,
-    Axis,
-    autocorrelation,
+    add_autocorrelation,
     autocorrelation_cost,
     autocorrelation_positions,
     product_cost,
 )
+from anybatch.kfac.products import add_product, mirror
+from anybatch.kfac.shifted_cells import Axis
 
 __all__ = [
     "Convolution",
+    "add_convolution_input_sum",
     "convolution_input_diagonal",
     "convolution_input_multiply_adds",
-    "convolution_input_sum",
 ]
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -45,20 +46,20 @@ _BLOCK, _MOST_BLOCKS = 128, 8
 
 
 @torch.no_grad()
-def convolution_input_sum(inputs: Tensor, module: Convolution, *, with_bias: bool) -> Tensor:
-    """S_A = sum over examples and output positions of p p^T, p the patch of one group.
+def add_convolution_input_sum(
+    total: Tensor, inputs: Tensor, module: Convolution, *, with_bias: bool
+) -> None:
+    """S_A += sum over examples and output positions of p p^T, p the patch of one group, in place.
 
     The sum is that of Grosse and Martens' KFC, not yet divided by the number of examples.
 
     Args:
+        total: (groups, side, side), symmetric to the last bit, and so afterwards; side =
+            channels / groups * taps, + 1 with the bias. float64 or float32: inputs are cast to
+            it, 16-bit ones widened first, whatever autocast says.
         inputs: of the layer: (n, channels, *positions), or without n; any layout.
         module: with any stride, dilation, padding, padding mode and groups.
         with_bias: whether a patch ends with 1.
-
-    Returns:
-        (groups, side, side), symmetric to the last bit; side = channels / groups * taps, + 1 with
-        the bias. float64 for float64 inputs, else float32: 16-bit inputs are widened first,
-        whatever autocast says.
 
     Raises:
         InputError: the kernel is larger than the padded image.
@@ -68,8 +69,10 @@ def convolution_input_sum(inputs: Tensor, module: Convolution, *, with_bias: boo
         16 MB, or of one row of outputs.
 
     Example:
-        >>> layer = nn.Conv1d(1, 4, 2)
-        >>> convolution_input_sum(torch.tensor([[[1.0, 2.0, 3.0]]]), layer, with_bias=True)
+        >>> layer, total = nn.Conv1d(1, 4, 2), torch.zeros(1, 3, 3)
+        >>> images = torch.tensor([[[1.0, 2.0, 3.0]]])
+        >>> add_convolution_input_sum(total, images, layer, with_bias=True)
+        >>> total
         tensor([[[ 5.,  8.,  3.],
                  [ 8., 13.,  5.],
                  [ 3.,  5.,  2.]]])
@@ -81,29 +84,28 @@ def convolution_input_sum(inputs: Tensor, module: Convolution, *, with_bias: boo
     images, axes = _images_and_axes(inputs, module)
     groups, channels = module.groups, images.shape[1] // module.groups
     weights = channels * math.prod(axis.taps for axis in axes)
-    total = _zeros(images, (groups, weights + with_bias, weights + with_bias))
     if not len(images):
-        return total
+        return
     with torch.autocast(images.device.type, enabled=False):
         plane = _autocorrelation_axes(axes, channels=channels, groups=groups, examples=len(images))
+        by_weights = total[:, :weights, :weights]
         if plane is None:
-            _add_products_of_patches(total[:, :weights, :weights], images, axes)
+            _add_products_of_patches(by_weights, images, axes)
         else:
             planes = images if len(axes) == 2 else images.unsqueeze(2)
-            blocks = autocorrelation(planes, plane, groups)
-            taps = blocks.shape[1]
-            ordered = total[:, :weights, :weights].view(groups, channels, taps, channels, taps)
-            ordered.copy_(blocks.permute(0, 3, 1, 4, 2))
+            by_taps = (channels, weights // channels)
+            ordered = by_weights.view(groups, *by_taps, *by_taps)
+            add_autocorrelation(ordered, planes, plane)
         if with_bias:
             sums = _sum_of_patches(images.sum(0, keepdim=True, dtype=total.dtype), axes, groups)
-            total[:, :-1, -1] = total[:, -1, :-1] = sums
-            total[:, -1, -1] = len(images) * _outputs(axes)
-    return total
+            total[:, :-1, -1] += sums
+            total[:, -1, :-1] += sums
+            total[:, -1, -1] += len(images) * _outputs(axes)
 
 
 @torch.no_grad()
 def convolution_input_diagonal(inputs: Tensor, module: Convolution, *, with_bias: bool) -> Tensor:
-    """The diagonal of `convolution_input_sum`, without the matrix.
+    """The diagonal of that sum, without the matrix.
 
     Args:
         inputs: of the layer: (n, channels, *positions), or without n; any layout.
@@ -125,7 +127,8 @@ def convolution_input_diagonal(inputs: Tensor, module: Convolution, *, with_bias
         tensor([[ 5., 13.,  2.]])
     """
     images, axes = _images_and_axes(inputs, module)
-    squares = _zeros(images, (1, *images.shape[1:]))
+    dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+    squares = images.new_zeros((1, *images.shape[1:]), dtype=dtype)
     size = squares.element_size() * max(1, images[:1].numel())
     for part in torch.split(images, max(1, _BUFFER_BYTES // size)):
         squares += part.to(squares.dtype).square().sum(0)
@@ -138,7 +141,7 @@ def convolution_input_diagonal(inputs: Tensor, module: Convolution, *, with_bias
 def convolution_input_multiply_adds(
     module: Convolution, size: Sequence[int], *, examples: int
 ) -> int:
-    """Multiply-adds of `convolution_input_sum` by the way that it takes.
+    """Multiply-adds of `add_convolution_input_sum` by the way that it takes.
 
     Args:
         module: the layer.
@@ -164,11 +167,6 @@ def convolution_input_multiply_adds(
     side = channels * math.prod(axis.taps for axis in axes)
     blocks = _num_blocks(side)
     return examples * groups * _outputs(axes) * side**2 * (blocks + 1) // (2 * blocks)
-
-
-def _zeros(images: Tensor, shape: tuple[int, ...]) -> Tensor:
-    dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
-    return images.new_zeros(shape, dtype=dtype)
 
 
 def _outputs(axes: tuple[Axis, ...]) -> int:
@@ -261,15 +259,13 @@ def _add_products_of_patches(total: Tensor, images: Tensor, axes: tuple[Axis, ..
     spans = list(itertools.pairwise(bounds))
     for patches in _patch_matrices(images, axes, groups, total.dtype):
         for start, stop in spans:
-            block, row = total[:, start:stop, start:], patches[:, start:stop]
+            block, row = total[:, start:, start:stop], patches[:, start:stop]
             if groups == 1:
-                block[0].addmm_(row[0], patches[0, start:].T)
+                add_product(block[0], patches[0, start:], row[0])
             else:
-                block.baddbmm_(row, patches[:, start:].mT)
-    for start, stop in spans:
-        square = total[:, start:stop, start:stop]
-        square.copy_((square + square.mT) / 2)
-        total[:, stop:, start:stop] = total[:, start:stop, stop:].mT
+                block.baddbmm_(patches[:, start:], row.mT)
+    for each in total:
+        mirror(each)
 
 
 def _patch_matrices(

@@ -13,6 +13,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from anybatch.kfac.products import add_lower_product, is_served, mirror, product
+
 __all__ = [
     "LARGEST_ERROR",
     "Solver",
@@ -24,6 +26,7 @@ __all__ = [
 
 Solver: TypeAlias = Literal["cholesky", "eigen"]
 
+_LARGEST_LEAF = 512  # side up to which a matrix is not divided
 LARGEST_ERROR = 0.1  # |M (X v) - v| / |v| of a useful inverse X; float32 is there at condition 1e7
 
 
@@ -91,6 +94,10 @@ def _by_adjugate(statistic: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
 
 def _by_cholesky(statistic: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
     matrix = _damped(statistic, damping)
+    if len(matrix) == 1 and matrix.shape[-1] > _LARGEST_LEAF and is_served(matrix):
+        found, definite = _by_halves(matrix[0])
+        inverse, answer = found[None], _times(found[None], _probe(matrix))
+        return inverse, _verdict(inverse, _times(matrix, answer), definite)
     root, failed = torch.linalg.cholesky_ex(matrix)
     if matrix.is_cuda:
         # cholesky_inverse would make the host wait, and is this solve inside.
@@ -104,6 +111,37 @@ def _by_cholesky(statistic: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
         inverse = torch.cholesky_inverse(root)  # both triangles of one computation: symmetric
     answer = _times(inverse, _probe(matrix))
     return inverse, _verdict(inverse, _times(matrix, answer), failed == 0)
+
+
+def _by_halves(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of (A, B^T; B, D) from those of A and of D - B A^-1 B^T, each by halves again.
+
+    As much work as a Cholesky inverse, nearly all of it in large products: where oneDNN
+    multiplies it takes half the time. Errors are those of Cholesky within a factor of 3.
+
+    Returns:
+        The inverse, exactly symmetric, of (side, side); whether all halves were definite, (1,).
+    """
+    side = len(matrix)
+    if side <= _LARGEST_LEAF:
+        root, failed = torch.linalg.cholesky_ex(matrix)
+        definite = (failed == 0).view(1)
+        return torch.cholesky_inverse(root) if definite else torch.zeros_like(matrix), definite
+    half = side // 2
+    corner, below = matrix[:half, :half], matrix[half:, :half]
+    first, definite = _by_halves(corner)
+    carried = product(below, first)  # B A^-1
+    left = matrix[half:, half:].clone()
+    add_lower_product(left, carried, -below)
+    mirror(left)
+    last, also = _by_halves(left)
+    beside = product(last, carried.mT).neg_()
+    add_lower_product(first, carried.mT, beside.mT.neg())
+    mirror(first)
+    inverse = torch.empty_like(matrix)
+    inverse[:half, :half], inverse[:half, half:] = first, beside.mT
+    inverse[half:, :half], inverse[half:, half:] = beside, last
+    return inverse, definite & also
 
 
 def by_eigenvalues(

@@ -23,11 +23,14 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from anybatch.kfac.products import add_lower_product, is_served, mirror
+
 __all__ = [
     "Sharing",
     "accumulation_dtype",
     "add_grouped_products",
     "add_norm_products",
+    "add_position_products",
     "add_products",
     "add_token_counts",
     "convolution_rows",
@@ -37,7 +40,7 @@ __all__ = [
 
 Sharing: TypeAlias = Literal["expand", "reduce"]
 
-_WHOLE = 256  # side up to which a product is not divided to use its symmetry
+_SLICE_BYTES = 2**21  # so that a slice and its transpose stay in the cache
 
 
 def normalized(
@@ -137,18 +140,44 @@ def add_products(total: Tensor, rows: Tensor, *, with_bias: bool = False) -> Non
     total[..., -1:].view(-1)[-1:] += len(rows)
 
 
-def _add_symmetric(total: Tensor, rows: Tensor) -> None:
-    """S += r^T r by halves: two diagonal parts, one part below them, its mirror."""
-    side = rows.shape[1]
-    if side <= _WHOLE:
-        total.addmm_(rows.T, rows)
+def add_position_products(total: Tensor, values: Tensor) -> None:
+    """S += sum over examples and positions of v v^T, in place.
+
+    Args:
+        total: (channels, channels), or (channels,) of the diagonal.
+        values: (n, channels, *positions), in any layout and of any floating dtype.
+
+    Cost:
+        As `add_products`; channels-last values are not copied as a whole, others neither where
+        oneDNN multiplies.
+
+    Example:
+        >>> total = torch.zeros(1, 1)
+        >>> add_position_products(total, torch.tensor([[[2.0, 3.0]]]))
+        >>> total
+        tensor([[13.]])
+    """
+    last = values.movedim(1, -1)
+    if total.dim() == 1 or last.is_contiguous() or not is_served(total):
+        add_products(total, last.reshape(-1, values.shape[1]))
         return
-    half = side // 2
-    left, right = rows[:, :half], rows[:, half:]
-    _add_symmetric(total[:half, :half], left)
-    _add_symmetric(total[half:, half:], right)
-    total[half:, :half].addmm_(right.T, left)
-    total[:half, half:] = total[half:, :half].T
+    examples = max(1, _SLICE_BYTES // (4 * max(1, values[:1].numel())))
+    for part in torch.split(values.flatten(2), examples):
+        columns = part.to(total.dtype).transpose(0, 1).flatten(1)
+        add_lower_product(total, columns, columns)
+    mirror(total)
+
+
+def _add_symmetric(total: Tensor, rows: Tensor) -> None:
+    """S += r^T r, half of it, and its mirror image."""
+    if is_served(rows):  # which wants what it sums over side by side
+        many = max(rows.shape[1], _SLICE_BYTES // (4 * max(1, rows.shape[1])))
+        for part in torch.split(rows, many):
+            columns = part.T.contiguous()
+            add_lower_product(total, columns, columns)
+    else:
+        add_lower_product(total, rows.T, rows.T)
+    mirror(total)
 
 
 def add_grouped_products(total: Tensor, rows: Tensor) -> None:
