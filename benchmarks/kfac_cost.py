@@ -2,8 +2,10 @@
 
     python -m benchmarks.kfac_cost --rounds 2 --width 0.125 --batch-size 8 --side 8
 
-All arms train a ResNet-18 of their own on the same images. They take turns, one cycle of four
-updates each a round, in an order that moves on by one every round; ratios are taken within a round.
+All arms train a ResNet-18 of their own on the same images. They take turns, one cycle of updates
+each a round, in an order that moves on by one every round; ratios are taken within a round. A first
+cycle, on a few examples, is not timed: states are made there. Half of the blocks are of SGD and our
+usual arms alone, with more rounds.
 Updates with new statistics or inverses are rare at the usual intervals, so plain updates, those
 with statistics and those with inverses are timed apart and weighted by their shares. A peer is
 measured where it is found (see `kfac_cost_arms`); one that cannot train is named with its error.
@@ -18,6 +20,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +49,8 @@ PREDICTION = (
 )
 
 _LIMIT, _OURS, _LIMITED = 1.3, "K-FAC", "10/100"
-_BLOCKS, _ROUNDS_PER_BLOCK = 6, 1
+_BLOCKS, _ROUNDS = 3, {"ours": 3, "all": 1}
+_WARM_BATCH_SIZE = 8
 
 _Round = dict[str, list[list[float]]]
 
@@ -66,9 +70,14 @@ class Size(NamedTuple):
 
 
 def trials() -> list[str]:
-    """One key for each number of threads and block of rounds, and one for the memory."""
-    blocks = range(1, _BLOCKS + 1)
-    return [f"threads-{t}-block-{block}" for block in blocks for t in (1, 2)] + ["memory"]
+    """One key for each number of threads, choice of arms and block of rounds; one for memory."""
+    blocks = [
+        f"threads-{threads}-{arms}-{block}"
+        for block in range(1, _BLOCKS + 1)
+        for threads in (1, 2)
+        for arms in _ROUNDS
+    ]
+    return [*blocks[:4], "memory", *blocks[4:]]
 
 
 def run_trial(key: str, folder: Path) -> dict[str, Any]:
@@ -80,28 +89,30 @@ def run_trial(key: str, folder: Path) -> dict[str, Any]:
     """
     if key == "memory":
         return measure_memory(Size())
-    return measure(_ROUNDS_PER_BLOCK, int(key.split("-")[1]), Size())
+    _, threads, which, _ = key.split("-")
+    arms = [arm for arm in ARMS if which == "all" or arm.is_usual]
+    return measure(_ROUNDS[which], int(threads), Size(), arms)
 
 
 # --- measuring -----------------------------------------------------------------------------------
 
 
-def measure(num_rounds: int, threads: int, size: Size) -> dict[str, Any]:
+def measure(num_rounds: int, threads: int, size: Size, arms: Sequence[Arm]) -> dict[str, Any]:
     """Time every installed arm in turn.
 
     Args:
-        num_rounds: cycles of four updates, >= 1; an untimed one comes before.
+        num_rounds: cycles of updates, >= 1; an untimed one comes before.
         threads: of torch.
         size: of the training.
+        arms: to choose from.
     """
     torch.set_num_threads(threads)
     load = os.getloadavg()[0]
     trainers: dict[str, Callable[[], list[list[float]]]] = {}
     refused = {}
-    for arm in (arm for arm in ARMS if arm.is_installed):
+    for arm in (arm for arm in arms if arm.is_installed):
         try:
             trainers[arm.name] = _cycle(arm, size)
-            trainers[arm.name]()
         except Exception as error:  # a peer that cannot train must not cost the others
             if not arm.package:
                 raise
@@ -132,7 +143,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _cycle(arm: Arm, size: Size) -> Callable[[], list[list[float]]]:
-    """Four updates of an arm; rows of `Parts`."""
+    """The updates of an arm's cycle, as rows of `Parts`; one on a few examples is behind it."""
     torch.manual_seed(0)
     layout = torch.channels_last if arm.channels_last else torch.contiguous_format
     model = resnet18(width=size.width).to(memory_format=layout)
@@ -140,12 +151,12 @@ def _cycle(arm: Arm, size: Size) -> Callable[[], list[list[float]]]:
         for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
             norm.requires_grad_(False)
     trainer: Trainer = arm.prepare(model)
-    batches = _batches(size, layout)
 
-    def take() -> list[list[float]]:
+    def take(batches: Iterator[tuple[Tensor, Tensor]]) -> list[list[float]]:
         return [[round(part, 6) for part in trainer(*next(batches))] for _ in arm.kinds]
 
-    return take
+    take(_batches(size._replace(batch_size=min(_WARM_BATCH_SIZE, size.batch_size)), layout))
+    return partial(take, _batches(size, layout))
 
 
 def _batches(size: Size, layout: torch.memory_format) -> Iterator[tuple[Tensor, Tensor]]:
@@ -185,7 +196,7 @@ def measure_memory(size: Size) -> dict[str, Any]:
 
 
 def _print_peak(name: str, size: Size) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)
     _cycle(next(arm for arm in ARMS if arm.name == name), size)()
     status = Path("/proc/self/status").read_text()  # ru_maxrss begins at that of the parent
     peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
@@ -267,7 +278,7 @@ def verdict(results: dict[str, dict[str, Any]]) -> str:
         median, (low, high) = statistics.median(ratios), median_interval(ratios)
         held = "holds" if high <= _LIMIT else "open" if low <= _LIMIT else "fails"
         text = f"{held} at {median:.2f} x ({low:.2f} to {high:.2f})"
-        for mine in (arm for arm in ARMS if not arm.package and arm.kinds == ours.kinds):
+        for mine in (arm for arm in ARMS if arm.is_usual and arm.kinds == ours.kinds):
             text += _quickest_peer(rounds, mine)
         parts.append(f"{threads} thread{'s' * (threads > 1)}: {text}")
     return "; ".join(parts) or "not measured yet"
@@ -305,13 +316,13 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     ]
     timed = [values for values in results.values() if "rounds" in values]
     notes = [
-        "n rounds of four updates; medians in milliseconds, and ratios to the SGD of the same",
-        "layout and layers within a round (quartiles at 10/100): statistics / inverses every so",
-        "many updates, from the kinds of updates by their shares; optimizers have one ratio.",
-        "Statistics and inversion: what an update with them takes longer. Ours covers the norms",
-        "too; kfac-pytorch, ASDL and SINGD cover linear layers and convolutions here, so equal",
-        "layers are those with frozen norms. SINGD makes both anew at once. Adaptive: the mean",
-        "over updates 5 onwards of a training.",
+        "n rounds of four updates (of SOAP ten); medians in milliseconds, and ratios to the SGD of",
+        "the same layout and layers within a round (quartiles at 10/100): statistics / inverses",
+        "every so many updates, from the kinds of updates by their shares; optimizers have one",
+        "ratio. Statistics and inversion: what an update with them takes longer. Ours covers the",
+        "norms too; kfac-pytorch, ASDL and SINGD cover linear layers and convolutions here, so",
+        "equal layers are those with frozen norms. SINGD makes both anew at once. Adaptive: the",
+        "mean over updates 5 onwards of a training.",
     ]
     if timed:
         predicted = ", ".join(f"{value:.2f} at {r}" for r, value in timed[0]["predicted"].items())
@@ -343,7 +354,7 @@ def _row(arm: Arm, threads: int, rounds: Sequence[_Round], peaks: dict[str, int]
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=_ROUNDS_PER_BLOCK)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--batch-size", type=int, default=128)
@@ -355,7 +366,7 @@ def main() -> None:
     if options.memory_of:
         _print_peak(options.memory_of, size)
         return
-    results = {"now": measure(options.rounds, options.threads, size)}
+    results = {"now": measure(options.rounds, options.threads, size, ARMS)}
     if options.memory:
         results["memory"] = measure_memory(size)
     print(table(results) + "\n\n" + verdict(results))

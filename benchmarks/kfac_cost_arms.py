@@ -88,6 +88,7 @@ class Arm:
         package: that must be importable; "" for none, "kfac" for the folder in the environment.
         channels_last: layout of images and weights.
         frozen_norms: whether linear layers and convolutions alone are trained.
+        is_usual: whether it is of the few that are timed more often.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Arm:
     package: str = ""
     channels_last: bool = False
     frozen_norms: bool = False
+    is_usual: bool = False
 
     @property
     def is_installed(self) -> bool:
@@ -147,7 +149,9 @@ def _sgd(model: nn.Module) -> torch.optim.SGD:
 
 
 def _ours(model: nn.Module, *, adaptive: bool = False, **others: Any) -> Trainer:
-    refresh = AdaptiveRefresh() if adaptive else FixedRefresh(statistics_every=2, inverse_every=4)
+    # Kinds of updates are told apart by their number, from the first on.
+    fixed = FixedRefresh(statistics_every=2, inverse_every=4, early_inverses=False)
+    refresh = AdaptiveRefresh() if adaptive else fixed
     optimizer = _sgd(model)
     settings = KFACSettings(damping=_DAMPING, refresh=refresh, **others)
     return _trainer(model, optimizer, KFAC(model, optimizer, settings=settings))
@@ -245,14 +249,16 @@ def _muon(model: nn.Module) -> Trainer:
 
 
 ARMS: tuple[Arm, ...] = (
-    Arm(name=SGD_ARM, prepare=lambda model: _trainer(model, _sgd(model))),
-    Arm(name=SGD_LAST_ARM, prepare=lambda model: _trainer(model, _sgd(model)), channels_last=True),
-    Arm(name=SGD_FROZEN_ARM, prepare=lambda model: _trainer(model, _sgd(model)), frozen_norms=True),
+    Arm(name=SGD_ARM, prepare=lambda model: _trainer(model, _sgd(model)), is_usual=True),
+    Arm(name=SGD_LAST_ARM, prepare=lambda model: _trainer(model, _sgd(model)), channels_last=True,
+        is_usual=True),
+    Arm(name=SGD_FROZEN_ARM, prepare=lambda model: _trainer(model, _sgd(model)), frozen_norms=True,
+        is_usual=True),
     Arm(name="torch AdamW", prepare=partial(_optimizer, torch.optim.AdamW, lr=_LR)),
     Arm(name="Muon", prepare=_muon),
-    Arm(name="K-FAC", prepare=_ours, kinds=CYCLE),
-    Arm(name="K-FAC, channels_last", prepare=_ours, kinds=CYCLE, channels_last=True),
-    Arm(name="K-FAC, frozen norms", prepare=_ours, kinds=CYCLE, frozen_norms=True),
+    Arm(name="K-FAC", prepare=_ours, kinds=CYCLE, is_usual=True),
+    Arm(name="K-FAC, channels_last", prepare=_ours, kinds=CYCLE, channels_last=True, is_usual=True),
+    Arm(name="K-FAC, frozen norms", prepare=_ours, kinds=CYCLE, frozen_norms=True, is_usual=True),
     Arm(name="K-FAC, eigen", prepare=partial(_ours, solver="eigen"), kinds=CYCLE),
     Arm(name="K-FAC, adaptive", prepare=partial(_ours, adaptive=True)),
     Arm(name="kfac-pytorch, inverse", prepare=partial(_kfac_pytorch, method="inverse"),
@@ -266,7 +272,7 @@ ARMS: tuple[Arm, ...] = (
     Arm(name="ASDL K-FAC", prepare=_asdl, kinds=CYCLE, package="asdl"),
     Arm(name="SINGD", prepare=_singd, kinds=_JOINT, package="singd"),
     Arm(name="pytorch_optimizer SOAP", prepare=partial(_peer_optimizer, name="SOAP"),
-        package="pytorch_optimizer"),
+        kinds=("any",) * 10, package="pytorch_optimizer"),  # new bases every 10 updates
     Arm(name="pytorch_optimizer Shampoo", package="pytorch_optimizer",
         prepare=partial(_peer_optimizer, name="ScalableShampoo", start_preconditioning_step=1,
                         preconditioning_compute_steps=4)),
