@@ -1,4 +1,4 @@
-"""`python -m benchmarks.kfac_page`: what K-FAC brings, in docs/kfac.md, and its figure.
+"""`python -m benchmarks.kfac_page`: what K-FAC costs and brings, in docs/kfac.md, and its figure.
 
 A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`; everything else is left alone.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from anybatch.run import read_json
-from benchmarks import kfac_benefit
+from benchmarks import kfac_benefit, kfac_cost
 from benchmarks.article2_page import filled
 from benchmarks.kfac_benefit_figures import draw_autoencoder
 from benchmarks.kfac_benefit_tables import benefit_table, benefit_verdict, winners
@@ -30,27 +31,36 @@ _THROWN_AWAY = (
 )
 
 
-def _stored() -> dict[str, dict[str, Any]]:
-    folder = _HERE / "results" / kfac_benefit.NAME
-    paths = {key: folder / f"{key}.json" for key in kfac_benefit.trials()}
+def _stored(study: ModuleType) -> dict[str, dict[str, Any]]:
+    folder = _HERE / "results" / study.NAME
+    paths = {key: folder / f"{key}.json" for key in study.trials()}
     return {key: read_json(path)["values"] for key, path in paths.items() if path.exists()}
 
 
+def _opening(study: ModuleType, verdict: str, count: int) -> list[str]:
+    done = f"{count} of {len(study.trials())} trials are done."
+    return [f"Predicted: {study.PREDICTION}.", f"Measured: {verdict}. {done}"]
+
+
 def main() -> int:
-    """Write the page's part and its figure."""
-    results = _stored()
-    count = f"{len(results)} of {len(kfac_benefit.trials())} trials are done."
-    parts = [
-        f"Predicted: {kfac_benefit.PREDICTION}.",
-        f"Measured: {benefit_verdict(results)}. {count}",
+    """Write the page's two parts and the figure."""
+    costs, results = _stored(kfac_cost), _stored(kfac_benefit)
+    cost = [
+        kfac_cost.QUESTION,
+        *_opening(kfac_cost, kfac_cost.verdict(costs), len(costs)),
+        kfac_cost.table(costs),
+    ]
+    benefit = [
+        *_opening(kfac_benefit, benefit_verdict(results), len(results)),
         benefit_table(results),
         winners(results),
         _THROWN_AWAY,
         f"![Loss of the autoencoder against updates and against seconds]({_FIGURE})",
     ]
     page = _DOCS / "kfac.md"
-    text = "\n\n".join(part for part in parts if part)
-    page.write_text(filled(page.read_text(), {"benefit": text}))
+    parts = {"cost": cost, "benefit": benefit}
+    texts = {name: "\n\n".join(part for part in lines if part) for name, lines in parts.items()}
+    page.write_text(filled(page.read_text(), texts))
     (_DOCS / _FIGURE).write_text(draw_autoencoder(results))
     return 0
 
