@@ -32,7 +32,8 @@ __all__ = [
 
 Fisher: TypeAlias = Literal["empirical", "sampled"]
 
-_REFRESH = FixedRefresh(statistics_every=1, inverse_every=5)
+# The stored trainings inverted in updates 1, 6, 11, ...: none in between at first.
+_REFRESH = FixedRefresh(statistics_every=1, inverse_every=5, early_inverses=False)
 
 TRIALS_PER_ARM = 6
 """Tuning trainings of every arm on every problem, all on one seed."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from anybatch.kfac.packing import packed_count
-from anybatch.measuring.step_time import _not_negative
+from anybatch.measuring.step_time import not_negative_least_squares
 from anybatch.models.resnet import resnet50
 from anybatch.planning.arithmetic.cluster_link import Link
 from anybatch.planning.arithmetic.cluster_model import (
@@ -115,7 +115,7 @@ def fitted_curve(variant: Variant) -> dict[str, Any]:
     # Relative errors count, as on a log axis.
     weights = 1.0 / published[used]
     columns = design[used] / scale * weights[:, None]
-    constants = _not_negative(columns, np.ones((int(used.sum()), 1)))[:, 0] / scale
+    constants = not_negative_least_squares(columns, np.ones((int(used.sum()), 1)))[:, 0] / scale
     model = design @ constants
     names = ("passes_seconds", "seconds_per_multiply_add", "latency_seconds", "seconds_per_byte")
     return {

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anybatch.cli import main
 from anybatch.commands.recipe import conventions, show_recipe
 from anybatch.course import recipe_clock
 from anybatch.errors import InputError
@@ -213,9 +214,12 @@ RECIPES = st.builds(
 
 
 REFRESHES = st.builds(
-    lambda every, times: FixedRefresh(statistics_every=every, inverse_every=every * times),
+    lambda every, times, early: FixedRefresh(
+        statistics_every=every, inverse_every=every * times, early_inverses=early
+    ),
     st.integers(1, 50),
     st.integers(1, 20),
+    st.booleans(),
 ) | st.builds(AdaptiveRefresh, similarity=NOT_NEGATIVE, longest=st.none() | COUNT)
 KFACS = st.builds(
     KFACSettings,
@@ -351,6 +355,75 @@ def test_an_override_is_put_in_place_and_leaves_the_original(
 def test_later_overrides_win() -> None:
     recipe = load_recipe("digits", ["seed=1", "optimizer.lr=0.2", "seed=2"])
     assert (recipe.seed, recipe.optimizer.lr) == (2, 0.2)
+
+
+KFAC = "preconditioner.name=kfac"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "expected"),
+    [
+        ([KFAC, "preconditioner.bound.name=none"], "preconditioner.bound.name", "none"),
+        (["augmentation.flip=none"], "augmentation.flip", "none"),
+        (["model=none"], "model", None),
+        ([KFAC, "preconditioner.refresh.longest=none",
+          "preconditioner.refresh.name=adaptive"], "preconditioner.refresh.longest", None),
+    ],
+)  # fmt: skip
+def test_none_is_a_text_where_it_is_a_choice(
+    overrides: list[str], path: str, expected: object
+) -> None:
+    recipe = load_recipe("cifar10", ["augmentation.flip=random", *overrides])
+    value: object = recipe_to_mapping(recipe)
+    for key in path.split("."):
+        assert isinstance(value, dict)
+        value = value[key]
+    assert value == expected
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [KFAC, "preconditioner.refresh.inverse_every=50"],
+        ["preconditioner.refresh.inverse_every=50", KFAC],
+        [KFAC, "preconditioner.refresh.inverse_every=50", "preconditioner.refresh.name=fixed"],
+    ],
+)
+def test_fields_of_a_default_choice_need_not_its_name(overrides: list[str]) -> None:
+    settings = load_recipe("digits", overrides).preconditioner
+    assert settings == KFACSettings(refresh=FixedRefresh(inverse_every=50))
+
+
+def test_another_choice_keeps_what_was_given_before_it_alone() -> None:
+    given = ["preconditioner.bound.largest=2e-4", "preconditioner.bound.name=kl"]
+    settings = load_recipe("digits", [KFAC, *given]).preconditioner
+    assert settings is not None
+    assert settings.bound == KLBound(largest=2e-4)
+    with pytest.raises(InputError, match=r"optimizer\.lr must be given"):
+        load_recipe("digits", ["optimizer.name=adamw"])  # sgd's lr is in another unit
+    settings = load_recipe("digits", [KFAC, "preconditioner.bound.name=kl"]).preconditioner
+    assert settings is not None
+    assert settings.bound == KLBound()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["preconditioner.damping=0.1"], r'a name of: kfac, got .* \(name = "kfac" is missing\)'),
+        (["schedules.momentum.end=0.5"], r"momentum\.end .* \(known with name = linear, cosine, "),
+        ([KFAC, "preconditioner.refresh.similarity=0.5"], r"\(known with name = adaptive\)"),
+        ([KFAC, "preconditioner.refresh.every=5"], r"refresh\.every must be a known key \(did you"),
+    ],
+)
+def test_a_field_of_no_choice_says_what_to_write(overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_recipe("digits", overrides)
+
+
+def test_a_difference_can_be_that_of_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipe", "diff", "digits", "digits", "--set", "optimizer.lr=0.3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["differences"]
+    assert found == [{"path": "optimizer.lr", "one": 0.1, "other": 0.3}]
 
 
 def test_an_override_can_take_an_optional_choice_away() -> None:

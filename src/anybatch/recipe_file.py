@@ -14,7 +14,13 @@ from typing import Any
 
 from anybatch.errors import InputError
 from anybatch.recipe import Recipe
-from anybatch.recipe_mapping import nearest, recipe_from_mapping, recipe_to_mapping
+from anybatch.recipe_mapping import (
+    default_choice,
+    nearest,
+    recipe_from_mapping,
+    recipe_to_mapping,
+    takes_none_as_text,
+)
 
 __all__ = [
     "apply_overrides",
@@ -172,29 +178,40 @@ def load_recipe(reference: str, overrides: Iterable[str] = ()) -> Recipe:
 def apply_overrides(mapping: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """A copy of `mapping` with each "a.b=value" put in place; values in TOML's notation.
 
-    Another "a.name" begins the table a anew, so that its required fields must be given too.
+    Another "a.name" begins the table a anew, but for what was put into it before; its required
+    fields must be given too. Fields of a choice that `mapping` does not make are those of the
+    default one.
 
     Example:
         >>> apply_overrides({"optimizer": {"lr": 0.1}}, ["optimizer.lr=0.3", "seed=7"])
         {'optimizer': {'lr': 0.3}, 'seed': 7}
+        >>> kfac = ["preconditioner.name=kfac", "preconditioner.bound.largest=2.0"]
+        >>> apply_overrides({}, kfac)
+        {'preconditioner': {'name': 'kfac', 'bound': {'name': 'fisher-norm', 'largest': 2.0}}}
     """
     result: dict[str, Any] = _copy_tables(mapping)
+    given: set[tuple[str, ...]] = set()
     for text in overrides:
         path, equals, value = text.partition("=")
         if not equals or not path.strip():
             raise InputError("--set", "must be like optimizer.lr=0.3", text)
         *parents, last = path.strip().split(".")
         table = result
-        for key in parents:
+        for depth, key in enumerate(parents, 1):
             child = table.get(key)
             if not isinstance(child, dict):
-                child = {}
+                child = default_choice(result, parents[:depth])
                 table[key] = child
             table = child
         made = _override_value(value.strip())
+        if made is None and takes_none_as_text(result, [*parents, last]):
+            made = "none"
         if last == "name" and parents and table.get("name") != made:
-            table.clear()  # another choice has other fields, and its own scale for those it shares
+            # Another choice has other fields, and its own scale for those that it shares.
+            for key in [key for key in table if (*parents, key) not in given]:
+                del table[key]
         table[last] = made
+        given |= {(*parents, last)[:depth] for depth in range(1, len(parents) + 2)}
     return result
 
 
@@ -205,7 +222,7 @@ def _copy_tables(value: Any) -> Any:
 
 
 def _override_value(text: str) -> Any:
-    """A TOML value; bare words are text, "none" removes an optional choice."""
+    """A TOML value; bare words are text, "none" is None (the caller knows where it is a text)."""
     if text == "none":
         return None
     try:

@@ -12,7 +12,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from anybatch.errors import InputError
@@ -22,7 +22,14 @@ from anybatch.schedules import Duration
 if typing.TYPE_CHECKING:
     import cattrs
 
-__all__ = ["nearest", "recipe_from_mapping", "recipe_to_mapping", "to_plain"]
+__all__ = [
+    "default_choice",
+    "nearest",
+    "recipe_from_mapping",
+    "recipe_to_mapping",
+    "takes_none_as_text",
+    "to_plain",
+]
 
 _TEXT_TYPES = (Duration, Target)
 
@@ -68,6 +75,65 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [to_plain(item) for item in value]
     return value
+
+
+def default_choice(mapping: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    """The choice that a recipe makes where the table at a path is not given, as plain values.
+
+    {} where it makes none, where the table needs no name, or where the path leads nowhere.
+
+    Args:
+        mapping: a recipe, as far as it is given.
+        path: of keys.
+
+    Example:
+        >>> default_choice({"preconditioner": {"name": "kfac"}}, ["preconditioner", "bound"])
+        {'name': 'fisher-norm', 'largest': 0.1}
+    """
+    fields = {field.name: field for field in _fields_at(mapping, path[:-1])}
+    if path[-1] not in fields:
+        return {}
+    field = fields[path[-1]]
+    made = field.default_factory is not dataclasses.MISSING
+    default = field.default_factory() if made else field.default
+    chosen: dict[str, Any] = to_plain(default) if _is_tagged(type(default)) else {}
+    return chosen
+
+
+def takes_none_as_text(mapping: Mapping[str, Any], path: Sequence[str]) -> bool:
+    """Whether "none" is a choice by its name, or one of the texts, that the field at a path takes.
+
+    Args:
+        mapping: a recipe, as far as it is given.
+        path: of keys.
+    """
+    fields = _fields_at(mapping, path[:-1])
+    if not any(field.name == path[-1] for field in fields):
+        return path[-1] == "name" and len(path) > 1
+    annotation = _hints(_table_class(mapping, path[:-1]))[path[-1]]
+    return "none" in typing.get_args(annotation)
+
+
+def _fields_at(mapping: Mapping[str, Any], path: Sequence[str]) -> tuple[Any, ...]:
+    """Fields of the table at a path; none where it is no table, or which one is not known."""
+    cls = _table_class(mapping, path)
+    return () if cls is None else dataclasses.fields(cls)
+
+
+def _table_class(mapping: Mapping[str, Any], path: Sequence[str]) -> Any:
+    """The class that the table at a path is read as: by its name, or the only one; else None."""
+    cls: Any = Recipe
+    value: Any = mapping
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+        name = value.get("name") if isinstance(value, Mapping) else None
+        members = [m for m in _members(_hints(cls).get(key)) if dataclasses.is_dataclass(m)]
+        members = [m for m in members if m not in _TEXT_TYPES]
+        named = [m for m in members if _is_tagged(m) and m.name == name]  # type: ignore[union-attr]
+        if len(named or members) != 1:
+            return None
+        cls = (named or members)[0]
+    return cls
 
 
 def _is_tagged(cls: Any) -> bool:
@@ -207,7 +273,10 @@ def _pick(value: Any, annotation: Any) -> type:
     """The member of a tagged union that `value["name"]` names."""
     by_name = {m.name: m for m in _members(annotation) if _is_tagged(m)}
     if not isinstance(value, Mapping) or "name" not in value:
-        raise InputError("", f"must be a table with a name of: {', '.join(by_name)}", value)
+        lone = f'name = "{next(iter(by_name))}" is missing' if len(by_name) == 1 else ""
+        hint = lone if isinstance(value, Mapping) else ""
+        rule = f"must be a table with a name of: {', '.join(by_name)}"
+        raise InputError("", rule, value, hint=hint)
     if value["name"] not in by_name:
         hint = nearest(str(value["name"]), by_name)
         raise InputError("name", f"must be one of: {', '.join(by_name)}", value["name"], hint=hint)
@@ -224,7 +293,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 # --- errors with paths -------------------------------------------------------------------------
 
 
-def _check_keys(cls: Any, mapping: Any, path: tuple[str, ...]) -> None:
+def _check_keys(cls: Any, mapping: Any, path: tuple[str, ...], choices: Sequence[Any] = ()) -> None:
     """Refuse unknown and missing keys before any value is looked at, so that the path is exact."""
     if not isinstance(mapping, Mapping):
         raise InputError(".".join(path) or "recipe", "must be a table", mapping)
@@ -232,7 +301,7 @@ def _check_keys(cls: Any, mapping: Any, path: tuple[str, ...]) -> None:
     for key in mapping:
         if key not in known:
             meant = _SYNONYMS.get(key) or str(key)
-            hint = nearest(meant, known) or _elsewhere(meant)
+            hint = _of_choices(meant, choices) or nearest(meant, known) or _elsewhere(meant)
             raise InputError(".".join((*path, key)), "must be a known key", hint=hint)
     for field in dataclasses.fields(cls):
         if _is_required(field) and field.name not in mapping:
@@ -241,7 +310,15 @@ def _check_keys(cls: Any, mapping: Any, path: tuple[str, ...]) -> None:
             _check_value_keys(_hints(cls)[field.name], mapping[field.name], (*path, field.name))
 
 
+_MOST_TOLD = 4
 _SYNONYMS = {"learning_rate": "lr", "wd": "weight_decay", "epochs": "duration", "bs": "batch_size"}
+
+
+def _of_choices(key: str, choices: Iterable[Any]) -> str:
+    """The hint for a key that other choices of the same table have."""
+    names = [c.name for c in choices if any(f.name == key for f in dataclasses.fields(c))]
+    more = ", ..." if len(names) > _MOST_TOLD else ""
+    return f"known with name = {', '.join(names[:_MOST_TOLD])}{more}" if names else ""
 
 
 def _elsewhere(key: str) -> str:
@@ -265,7 +342,7 @@ def _check_value_keys(annotation: Any, value: Any, path: tuple[str, ...]) -> Non
         return
     if any(_is_tagged(member) for member in members):
         try:
-            _check_keys(_pick(value, annotation), value, path)
+            _check_keys(_pick(value, annotation), value, path, choices=members)
         except InputError as error:
             raise error if error.thing.startswith(path[0]) else _at(error, path) from None
     else:

@@ -30,11 +30,15 @@ class FixedRefresh:
     Attributes:
         statistics_every: updates from one measurement of the statistics to the next, >= 1.
         inverse_every: updates from one inversion to the next, a multiple of statistics_every.
+        early_inverses: whether inverses are made anew at every measurement until the second
+            inversion of that interval: the first one is of a single batch's statistics, while
+            weights move fast. False: it serves for the whole interval.
     """
 
     name: ClassVar[str] = "fixed"
     statistics_every: int = 10
     inverse_every: int = 100
+    early_inverses: bool = True
 
     def __post_init__(self) -> None:
         require_choices(self)

@@ -47,6 +47,11 @@ class StepRecord:
             gradients, before penalty and clipping, each weighted by its examples; None without
             blocks.
         squared_block_gradient_norm: the same of the squared norm, which a penalty makes smaller.
+        damping: of the last update; like what follows, None without a preconditioner.
+        refreshes: measurements of statistics so far, over all factors.
+        refreshes_saved: by how many they are fewer than one in every update.
+        inversions: so far, over all factors.
+        inversions_saved: by how many they are fewer than one in every update.
     """
 
     update: int
@@ -63,6 +68,11 @@ class StepRecord:
     clipped_share: float | None = None
     block_gradient_norm: float | None = None
     squared_block_gradient_norm: float | None = None
+    damping: float | None = None
+    refreshes: int | None = None
+    refreshes_saved: int | None = None
+    inversions: int | None = None
+    inversions_saved: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -234,3 +234,18 @@ def test_explained_sizes_and_costs() -> None:
     assert "A 2 of 3^2, G 2 of 3^2" in text
     double = explain_rows(coverage_of(model.double()))
     assert double[0].bytes == 2 * rows[0].bytes
+
+
+def test_explained_numbers_have_the_unit_of_their_size() -> None:
+    small = explain_table(coverage_of(nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16))))
+    assert small.splitlines()[0].split()[4:] == ["memory", "invert", "MAC", "apply", "MAC"]
+    assert "2.63 KiB" in small  # 2 * 4 bytes * (9^2 + 16^2)
+    assert "0.50 KiB" in small  # 2 * 4 bytes * 16 * 2^2
+    assert "0.06 k" in small
+    with torch.device("meta"):
+        large = nn.Sequential(nn.Linear(1023, 1024, bias=False), nn.Linear(8191, 8192))
+    table = explain_table(coverage_of(large)).splitlines()
+    assert "15.98 MiB" in table[1]
+    assert "1.00 GiB" in table[2]  # 2 * 4 bytes * 2 * 8192^2
+    assert "549.76 G" in table[2]  # 2 * 8192^3 / 2 to invert
+    assert "1.02 GiB" in table[-1]

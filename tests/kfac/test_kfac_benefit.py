@@ -36,7 +36,7 @@ from benchmarks.kfac_benefit_tables import (
 from torch import nn
 
 from anybatch import ComputeSettings, Recipe, SGDSettings, Task, updates
-from anybatch.recipe import KFACSettings
+from anybatch.recipe import FixedRefresh, KFACSettings
 
 SGD, KFAC = ARMS[0], ARMS[1]
 RECIPE = Recipe(
@@ -109,6 +109,15 @@ def test_every_arm_makes_a_recipe_and_they_differ_by_optimizer_alone(problem: Pr
         plain = dataclasses.replace(made, optimizer=base.optimizer, preconditioner=None)
         assert plain == base
         assert isinstance(made.preconditioner, KFACSettings) == (arm.name == "kfac")
+
+
+def test_kfac_is_refreshed_as_in_the_stored_trainings() -> None:
+    """They were made when nothing was inverted between updates 1 and 6."""
+    kfac = next(arm for arm in ARMS if arm.name == "kfac")
+    made = kfac.recipe(base_recipe(PROBLEMS[0]), Setting(0, 0)).preconditioner
+    expected = FixedRefresh(statistics_every=1, inverse_every=5, early_inverses=False)
+    assert made is not None
+    assert made.refresh == expected
 
 
 def test_muon_is_left_out_where_no_hidden_layer_is_linear() -> None:

@@ -274,17 +274,18 @@ def test_between_refreshes_nothing_is_observed_and_the_inverse_stays() -> None:
     settings = KFACSettings(refresh=FixedRefresh(statistics_every=2, inverse_every=4))
     kfac = KFAC(model, settings=settings)
     observed, inverses = [], []
-    for _ in range(9):
+    for _ in range(13):
         observed.append(kfac.observing)
         model.zero_grad()
         loss_of(model, torch.randn(8, 4), torch.randint(3, (8,))).backward()
         kfac.step()
         inverses.append(kfac.state_dict()["flow"]["factors"]["0.A"]["inverse"].clone())
-    assert observed == [number % 2 == 0 for number in range(9)]
-    changes = [not torch.equal(a, b) for a, b in pairwise(inverses)]
-    assert changes == [False, False, False, True, False, False, False, True]
-    assert kfac.counts()["inversions"] == 4 * 3
-    assert kfac.counts()["refreshes_saved"] == 4 * 4
+    assert observed == [number % 2 == 0 for number in range(13)]
+    changes = [number for number, (a, b) in enumerate(pairwise(inverses), 1) if not a.equal(b)]
+    assert changes == [2, 4, 8, 12]  # in 2 early, since the first serves no whole interval
+    assert kfac.counts()["inversions"] == 4 * 5
+    assert kfac.counts()["inversions_saved"] == 4 * 8
+    assert kfac.counts()["refreshes_saved"] == 4 * 6
 
 
 def test_running_statistics_are_averages_of_what_was_measured() -> None:
@@ -390,6 +391,39 @@ def test_a_step_without_a_backward_pass_is_refused() -> None:
         kfac.step()
 
 
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_second_step_on_the_same_gradients_is_refused(after: int) -> None:
+    """Whether statistics were due (in update 1) or not (in update 2)."""
+    model = small_net()
+    kfac = KFAC(model, settings=KFACSettings(refresh=FixedRefresh(statistics_every=10)))
+    for _ in range(after):
+        model.zero_grad()
+        loss_of(model, torch.randn(8, 4), torch.randint(3, (8,))).backward()
+        kfac.step()
+    before, state = gradients(model), copy.deepcopy(kfac.counts())
+    with pytest.raises(InputError, match=r"kfac\.step\(\) must come once after an update's"):
+        kfac.step()
+    assert all(torch.equal(a, b) for a, b in zip(gradients(model), before, strict=True))
+    assert kfac.counts() == state
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_steps_after_skipped_accumulated_and_kept_gradients_are_served(set_to_none: bool) -> None:
+    model = small_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    kfac = KFAC(model, optimizer, loss_scale=Scaler())
+    for number in range(4):
+        optimizer.zero_grad(set_to_none=set_to_none)
+        for _ in range(1 + number % 2):  # accumulation
+            (1024 * loss_of(model, torch.randn(8, 4), torch.randint(3, (8,)))).backward()
+        kfac.step()
+        if number != 1:  # a scaler skips the optimizer alone
+            optimizer.step()
+    assert kfac.updates == 4
+    loss_of(model, torch.randn(8, 4), torch.randint(3, (8,))).backward()  # on top of the last one
+    kfac.step()
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e200])
 @pytest.mark.parametrize("when", [0, 3])
 def test_a_bad_measurement_never_reaches_the_weights(bad: float, when: int) -> None:
@@ -407,9 +441,44 @@ def test_a_bad_measurement_never_reaches_the_weights(bad: float, when: int) -> N
         assert all(torch.isfinite(g).all() for g in gradients(model)), number
     events = kfac.counts()["events"]
     if when == 0 and not math.isfinite(bad):
-        assert set(events) == {"0.A", "0.G", "2.F", "3.A", "3.G"}
+        assert set(events) == {"0.A", "0.G", "2.F", "3.A", "3.G", "step"}
     healthy = kfac.state_dict()["flow"]["factors"]["3.A"]["inverse"]
     assert torch.isfinite(healthy).all()
+
+
+@pytest.mark.parametrize("refresh", [EACH, AdaptiveRefresh()], ids=["fixed", "adaptive"])
+@pytest.mark.parametrize("bound", [FisherNormBound(), KLBound(), NoBound()], ids=lambda b: b.name)
+@pytest.mark.parametrize("size", [1e20, 1e30])
+@pytest.mark.parametrize("when", [0, 3])
+def test_squares_that_overflow_are_counted_and_move_nothing(
+    when: int, size: float, bound: Any, refresh: Any
+) -> None:
+    """A gradient that float32 holds, whose squares it does not."""
+    model = WithOwnScale().float()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    kfac = KFAC(model, optimizer, settings=KFACSettings(refresh=refresh, bound=bound))
+    before = [p.detach().clone() for p in model.parameters()]
+    for number in range(6):
+        optimizer.zero_grad()
+        loss = loss_of(model, torch.randn(8, 4).float(), torch.randint(3, (8,)))
+        (loss * (size if number == when else 1.0)).backward()
+        assert all(torch.isfinite(g).all() for g in gradients(model))
+        kfac.step()
+        assert all(torch.isfinite(g).all() for g in gradients(model))
+        unbounded = number == when == 3 and bound.name == "none"  # as long as it is asked for
+        if number == when and not unbounded:
+            assert all(not g.any() for g in gradients(model))
+        if not unbounded:
+            optimizer.step()
+    events = kfac.counts()["events"]
+    named = "ignored" if when else "none"
+    assert {name for name, what in events.items() if named in what} >= {"net.0.G", "net.2.G"}
+    assert events["net.2.G"][named] == 1
+    assert events.get("step", {}) == ({} if when and bound.name == "none" else {"dropped": 1})
+    assert all((p - b).abs().max() < 10 for p, b in zip(model.parameters(), before, strict=True))
+    again = KFAC(copy.deepcopy(model), optimizer, settings=kfac.settings)
+    again.load_state_dict(kfac.state_dict())
+    assert again.counts()["events"] == events
 
 
 def test_a_dead_layer_is_damped_alone() -> None:

@@ -54,11 +54,18 @@ def intervals(values: list[Tensor], rule: AdaptiveRefresh, count: int) -> list[i
     return [late - early for early, late in itertools.pairwise(refreshed)]
 
 
+def late(*, statistics_every: int, inverse_every: int) -> FixedRefresh:
+    """Intervals without early inverses."""
+    return FixedRefresh(
+        statistics_every=statistics_every, inverse_every=inverse_every, early_inverses=False
+    )
+
+
 # --- fixed ---------------------------------------------------------------------------------------
 
 
 def test_fixed_intervals_by_hand() -> None:
-    plan = FixedRefreshPlan(FixedRefresh(statistics_every=3, inverse_every=6), NAMES)
+    plan = FixedRefreshPlan(late(statistics_every=3, inverse_every=6), NAMES)
     assert updates_of(plan, 14) == ([0, 3, 6, 9, 12], [0, 6, 12])
     assert plan.counts.updates == 14
     assert plan.counts.statistics == {"0.A": 5, "0.G": 5}
@@ -78,12 +85,12 @@ def test_fixed_intervals_by_hand() -> None:
 def test_a_factor_multiplies_both_intervals(
     factor: float, measured: list[int], inverted: list[int]
 ) -> None:
-    plan = FixedRefreshPlan(FixedRefresh(statistics_every=2, inverse_every=6), NAMES)
+    plan = FixedRefreshPlan(late(statistics_every=2, inverse_every=6), NAMES)
     assert updates_of(plan, 14, factor) == (measured, inverted)
 
 
 def test_a_changed_factor_counts_from_the_last_refresh() -> None:
-    plan = FixedRefreshPlan(FixedRefresh(statistics_every=4, inverse_every=8), NAMES)
+    plan = FixedRefreshPlan(late(statistics_every=4, inverse_every=8), NAMES)
     everything, statistics = Due(frozenset(NAMES), frozenset(NAMES)), Due(frozenset(NAMES))
     updates_of(plan, 6)  # measured in 0 and 4, inverted in 0
     assert not plan.due(6)
@@ -95,6 +102,47 @@ def test_a_changed_factor_counts_from_the_last_refresh() -> None:
     assert not plan.due(13)
     assert not plan.due(13, 0.9)  # an inversion, for which it is time, waits for new statistics
     assert plan.due(14) == everything
+
+
+def test_the_first_interval_is_inverted_at_every_measurement() -> None:
+    plan = FixedRefreshPlan(FixedRefresh(statistics_every=10, inverse_every=100), NAMES)
+    _, inverted = updates_of(plan, 310)
+    assert inverted == [0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 200, 300]
+    assert plan.counts.saved_inverses() == {"0.A": 297, "0.G": 297}
+    assert plan.counts.statistics == {"0.A": 31, "0.G": 31}
+    _, steady = updates_of(
+        FixedRefreshPlan(late(statistics_every=10, inverse_every=100), NAMES), 310
+    )
+    assert steady == [0, 100, 200, 300]
+
+
+@pytest.mark.parametrize(
+    ("factor", "inverted"),
+    [(1.0, [0, 2, 4, 6, 12, 18]), (1.7, [0, 3, 6, 9, 18]), (0.5, [0, 1, 2, 3, 6, 9, 12, 15, 18])],
+)
+def test_a_factor_multiplies_the_first_interval_too(factor: float, inverted: list[int]) -> None:
+    plan = FixedRefreshPlan(FixedRefresh(statistics_every=2, inverse_every=6), NAMES)
+    assert updates_of(plan, 20, factor)[1] == inverted
+
+
+def test_inverses_are_no_longer_early_when_a_factor_grows() -> None:
+    plan = FixedRefreshPlan(FixedRefresh(statistics_every=2, inverse_every=6), NAMES)
+    updates_of(plan, 8)  # inverted in 0, 2, 4 and 6
+    everything = frozenset(NAMES)
+    assert plan.due(8) == Due(everything)
+    assert plan.due(10, 2.0) == Due(everything)
+    assert not plan.due(9, 2.0)
+    assert plan.due(18, 2.0) == Due(everything, everything)
+
+
+def test_a_state_of_before_early_inverses_goes_on_without_them() -> None:
+    plan = FixedRefreshPlan(late(statistics_every=2, inverse_every=6), NAMES)
+    updates_of(plan, 2)
+    state = plan.state_dict()
+    del state["is_early"]
+    later = FixedRefreshPlan(FixedRefresh(statistics_every=2, inverse_every=6), NAMES)
+    later.load_state_dict(state)
+    assert later.due(2) == Due(frozenset(NAMES))
 
 
 @settings(max_examples=100, deadline=None)
@@ -109,10 +157,14 @@ def test_inverses_are_made_of_new_statistics_and_intervals_are_at_least_one(
     plan = FixedRefreshPlan(
         FixedRefresh(statistics_every=every, inverse_every=every * ratio), NAMES
     )
+    without = FixedRefreshPlan(late(statistics_every=every, inverse_every=every * ratio), NAMES)
     last = None
     for update, factor in enumerate(factors):
         due = plan.due(update, factor)
         assert due.inverses <= due.statistics
+        steady = Due(due.statistics) if due.early else due
+        assert steady == without.due(update, factor)  # later inversions come when they would
+        without.observe(update, steady)
         if due and last is not None:
             assert update - last >= max(1, round(every * factor))
         last = update if due else last

@@ -68,6 +68,20 @@ def test_estimates_can_be_computed_again(measured: Measurement) -> None:
     assert all(e.value is not None and e.value >= 0.0 for e in measured.estimates.values())
 
 
+def test_whole_steps_of_kfac_are_timed_on_gradients_of_their_own(measured: Measurement) -> None:
+    for name in ("step_seconds", "collection_seconds", "taking_apart_seconds"):
+        assert all(np.isfinite(measured.samples[name]))
+        assert min(measured.samples[name]) >= 0.0
+    assert min(measured.samples["step_seconds"]) > 0.0
+
+
+def test_samples_of_before_whole_steps_can_be_read(measured: Measurement) -> None:
+    older = {name: values for name, values in measured.samples.items() if name in COLUMNS[:8]}
+    found = read_stage_times(older, measured.settings)
+    assert found["step_seconds"].value is None
+    assert found["inversion_seconds"] == measured.estimates["inversion_seconds"]
+
+
 def test_a_line_through_statistics_is_found() -> None:
     columns: dict[str, list[float]] = {name: [] for name in COLUMNS}
     for number in range(9):

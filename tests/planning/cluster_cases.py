@@ -67,7 +67,8 @@ def stage_times(**preconditioner: Any) -> Measurement:
          "factors": [factor("b.F", 6, 0.25)]},
     ]  # fmt: skip
     estimates = {"sgd_seconds": 0.001, "lars_seconds": 0.003, "statistics_fixed_seconds": 0.002,
-                 "statistics_seconds_per_example": 4e-4}  # fmt: skip
+                 "statistics_seconds_per_example": 4e-4, "step_seconds": 0.4,
+                 "collection_seconds": 0.003, "taking_apart_seconds": 0.02}  # fmt: skip
     return Measurement(
         kind="stage-times",
         settings={"gradient_bytes": 480, "averaged_bytes": 500, "blocks": blocks,

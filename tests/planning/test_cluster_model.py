@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from planning_cases import throughput
 
 from anybatch.errors import InputError
+from anybatch.measurement import Estimate
 from anybatch.planning.arithmetic.cluster_link import Link, measured_link
 from anybatch.planning.arithmetic.cluster_model import (
     StageSeconds,
@@ -157,6 +158,22 @@ def test_kfac_by_hand() -> None:
     assert dataclasses.replace(found, **dict.fromkeys(own, 0.0)) == plain
 
 
+def test_what_every_rank_does_is_added_and_only_many_take_apart() -> None:
+    beside = {"everywhere_seconds": 0.3, "taking_apart_seconds": 0.04, "collection_seconds": 0.005}
+    blocks = [block(name) for name in "ab"]
+    for ranks, apart in ((1, 0.0), (2, 0.04)):
+        bare, found = (
+            kfac_stages(work(kfac=kfac), LINK, batch_size=8, ranks=ranks)
+            for kfac in (
+                kfac_work(*blocks, statistics_every=10),
+                kfac_work(*blocks, statistics_every=10, **beside),
+            )
+        )
+        assert found.precondition - bare.precondition == near(0.3 + apart)
+        assert found.statistics - bare.statistics == near(0.0005)
+        assert found.total - bare.total == near(0.3005 + apart)
+
+
 def test_ranks_beyond_the_blocks_gain_nothing_in_inversion() -> None:
     kfac = kfac_work(*(block(name, size) for name, size in zip("abcd", (8, 4, 2, 1), strict=True)))
     seconds = [
@@ -246,6 +263,27 @@ def test_work_is_what_was_measured() -> None:
     assert first.precondition_seconds == near(0.2)
     assert first.statistic_bytes == 2 * 62
     assert first.gathered_bytes == 400
+    assert kfac.everywhere_seconds == near(0.4 - 0.2 - 0.05)  # a step but for its blocks
+    assert kfac.taking_apart_seconds == near(0.02)
+    assert kfac.collection_seconds == near(0.003)
+
+
+def test_work_of_an_older_measurement_has_the_blocks_alone() -> None:
+    stages = stage_times()
+    new = ("step_seconds", "collection_seconds", "taking_apart_seconds")
+    known = {name: value for name, value in stages.estimates.items() if name not in new}
+    kfac = work_of(throughput(), dataclasses.replace(stages, estimates=known)).kfac
+    assert kfac is not None
+    parts = (kfac.everywhere_seconds, kfac.taking_apart_seconds, kfac.collection_seconds)
+    assert parts == (0.0, 0.0, 0.0)
+
+
+def test_a_step_that_took_less_than_its_blocks_adds_nothing() -> None:
+    stages = stage_times()
+    known = dict(stages.estimates) | {"step_seconds": Estimate(value=0.1, low=0.1, high=0.1)}
+    kfac = work_of(throughput(), dataclasses.replace(stages, estimates=known)).kfac
+    assert kfac is not None
+    assert kfac.everywhere_seconds == 0.0
 
 
 def test_where_inverses_travel_factors_are_placed_apart() -> None:
@@ -254,7 +292,8 @@ def test_where_inverses_travel_factors_are_placed_apart() -> None:
     assert [part.name for part in kfac.owned] == ["a.A", "a.G", "b.F"]
     assert [part.gathered_bytes for part in kfac.owned] == [220, 28, 24]
     assert [part.precondition_seconds for part in kfac.owned] == [0.0] * 3
-    assert kfac.everywhere_seconds == near(0.25)
+    assert kfac.everywhere_seconds == near(0.4)
+    assert kfac.taking_apart_seconds == 0.0  # inverses are, after an inversion
 
 
 def test_work_of_another_measurement_is_refused() -> None:

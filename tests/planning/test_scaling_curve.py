@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from cluster_cases import LINK, block, kfac_work, stage_times, work
+from hypothesis import given
+from hypothesis import strategies as st
 from planning_cases import throughput
 
 from anybatch.errors import InputError
@@ -151,6 +153,22 @@ def test_a_prediction_is_drawn_as_stacked_bars() -> None:
     assert lines.get_ylabel() == "examples per second, predicted"
     sgd = next(p for p in predictions if p.method == "sgd")
     assert lines.get_lines()[0].get_ydata()[0] == pytest.approx(64 / sgd.stages.total)
+    low, high = lines.get_ylim()
+    told = [tick.get_text() for tick in lines.get_yticklabels()]
+    assert len(told) >= 2
+    assert all(low <= place <= high for place in lines.get_yticks())
+    assert max(map(len, told)) <= 6
+
+
+@given(st.floats(1e-6, 1e12), st.floats(1.001, 1e10))
+def test_a_log_axis_has_a_few_labels_inside(low: float, ratio: float) -> None:
+    from anybatch.drawings.stage_times import log_ticks, short_number
+
+    found = log_ticks(low, low * ratio)
+    assert 2 <= len(found) <= 12
+    assert found == sorted(set(found))
+    assert all(low * (1 - 1e-6) <= place <= low * ratio * (1 + 1e-6) for place in found)
+    assert len(set(map(short_number, found))) == len(found)
 
 
 # --- updates that were measured before -----------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from compose_cases import recipe_with, request_of
@@ -13,6 +13,7 @@ from planning_cases import throughput
 from anybatch.planning.arithmetic.time_model import TimeModel
 from anybatch.planning.stages import (
     FEWEST_UPDATES,
+    Budget,
     allowed_sizes,
     budget_of,
     pilot_batch_size,
@@ -50,19 +51,44 @@ def test_a_long_run_is_measured_for_its_share(seconds: float, share: float) -> N
 @pytest.mark.parametrize("seconds", [1.0, 10.0, 17.0, 60.0, 600.0, 1_000.0])
 def test_a_short_run_is_measured_for_5_to_18_seconds(seconds: float) -> None:
     measuring = budget_of(seconds, 10**6, 0.05).measuring
-    assert 4.0 <= measuring <= max(18.0, 0.05 * seconds) + 1e-9
+    assert 3.75 <= measuring <= max(18.0, 0.05 * seconds) + 1e-9
     assert measuring <= max(5.0, 0.3 * seconds) + 1e-9
 
 
 def test_a_ramp_and_short_trainings_fit_the_budget_where_updates_are_quick() -> None:
-    for seconds in (2.0, 10.0, 100.0):
-        for each in (1e-4, 1e-3, 1e-2):
-            ramp, probe = ramp_and_probe_updates(seconds, each)
-            assert 40 <= ramp <= 100
-            assert 12 <= probe <= 100
-            if probe > 12:
-                assert (0.85 * 60 + 11.0 * probe) * each <= 1.1 * seconds
-    assert ramp_and_probe_updates(1.0, 0.0) == (100, 100)
+    for short, probes in ((True, 6.0), (False, 11.0)):
+        for seconds in (2.0, 10.0, 100.0):
+            for each in (1e-4, 1e-3, 1e-2):
+                budget = range_budget(seconds, "short" if short else "full")
+                ramp, probe = ramp_and_probe_updates(budget, each)
+                assert 40 <= ramp <= 100
+                assert 12 <= probe <= 125
+                if probe > 12:
+                    assert (0.85 * 60 + probes * probe) * each <= 1.1 * seconds
+    assert ramp_and_probe_updates(range_budget(1.0, "short"), 0.0) == (100, 125)
+
+
+def test_short_trainings_of_a_short_procedure_do_not_use_up_seconds_that_tell_little() -> None:
+    short, full = range_budget(1000.0, "short"), range_budget(1000.0, "full")
+    few, many = ramp_and_probe_updates(short, 0.04)[1], ramp_and_probe_updates(short, 0.01)[1]
+    assert many == pytest.approx(2.0 * few, abs=1)  # a quarter of the seconds, twice as many
+    assert few < many < 125 == ramp_and_probe_updates(full, 0.04)[1]
+    assert ramp_and_probe_updates(short, 1e-3)[1] == 125
+    assert ramp_and_probe_updates(short, 100.0)[1] == 12
+
+
+def range_budget(seconds: float, procedure: Literal["full", "short"]) -> Budget:
+    return Budget(procedure=procedure, throughput=1.0, lr_range=seconds, pilot=1.0, noise=1.0,
+                  branches=0.0)  # fmt: skip
+
+
+@pytest.mark.parametrize(("updates", "fewest"), [(10**6, 40), (1000, 40), (500, 20), (10, 12)])
+def test_a_short_training_is_long_enough_to_tell_unless_the_run_is_short(
+    updates: int, fewest: int
+) -> None:
+    for seconds in (60.0, 36_000.0):
+        budget = budget_of(seconds, updates, 0.05)
+        assert ramp_and_probe_updates(budget, 1e9)[1] == fewest
 
 
 def test_the_pilot_trains_where_time_and_updates_balance() -> None:

@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
@@ -20,8 +21,8 @@ from report_cases import METRIC, RECIPE, evaluation, lr_range, make_run, step
 
 from anybatch.cli import main
 from anybatch.errors import InputError
-from anybatch.recipe import Stopping, Target
-from anybatch.records import EventRecord
+from anybatch.recipe import SGDSettings, Stopping, Target
+from anybatch.records import EventRecord, to_json
 from anybatch.reporting.page import write_report
 from anybatch.run import Run, Status
 from anybatch.study import Study
@@ -209,6 +210,44 @@ def test_events_are_listed_and_marked_on_the_learning_rate(tmp_path: Path) -> No
     words = words_of(text_of([run], tmp_path))
     assert f"update 10: {sentence}" in words
     assert "1 event is marked by dotted lines." in words
+
+
+def with_refreshes(run: Run, saved: int) -> Run:
+    """The run's records with what a preconditioner of four factors tells."""
+    records = [
+        replace(record, damping=1e-3 * (1 + 9 / record.update), refreshes=4 * record.update - saved,
+                refreshes_saved=saved, inversions=4 + record.update // 10,
+                inversions_saved=4 * record.update - 4 - record.update // 10)
+        for record in run.steps()
+    ]  # fmt: skip
+    (run.path / "steps.jsonl").write_text("".join(f"{to_json(record)}\n" for record in records))
+    return run
+
+
+def test_a_preconditioner_has_its_damping_refreshes_and_what_they_saved(tmp_path: Path) -> None:
+    run = with_refreshes(make_run(tmp_path / "run"), saved=2)
+    page = text_of([run], tmp_path)
+    frames = frames_of(page)
+    (damping,) = frames["damping-updates"][0]["series"]
+    assert damping["y"] == [record.damping for record in run.steps()]
+    measured, inverted = frames["refreshes-updates"][0]["series"]
+    assert measured["y"] == [4 * update - 2 for update in range(1, 21)]
+    assert inverted["y"] == [4 + update // 10 for update in range(1, 21)]
+    words = words_of(page)
+    assert "statistics measured: from 2 to 78. inverses made: from 4 to 6." in words
+    assert "Of 80 measurements and inversions, all factors in every update, 2 and 74 were" in words
+
+
+def test_refreshes_of_several_runs_are_side_by_side(tmp_path: Path) -> None:
+    run = with_refreshes(make_run(tmp_path / "run"), saved=2)
+    other = make_run(tmp_path / "other", recipe=replace(RECIPE, optimizer=SGDSettings(lr=0.2)))
+    page = text_of([run, other], tmp_path)
+    for name in ("refreshes", "inversions"):
+        (series,) = frames_of(page)[f"{name}-updates"][0]["series"]
+        assert series["y"] == [getattr(record, name) for record in run.steps()]
+    assert words_of(page).count("run: Of 80 measurements") == 6  # two panels on three axes
+    plain = frames_of(text_of([other], tmp_path))
+    assert not any(name.startswith(("refreshes", "inversions", "damping")) for name in plain)
 
 
 def test_a_study_that_was_not_begun_has_a_page(tmp_path: Path) -> None:

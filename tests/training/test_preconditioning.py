@@ -30,7 +30,7 @@ from anybatch.recipe import (
     SGDWSettings,
     Stopping,
 )
-from anybatch.records import EventRecord
+from anybatch.records import EventRecord, StepRecord
 from anybatch.schedules import Constant, Linear, epochs, updates
 from anybatch.task import Task
 from anybatch.training.snapshot import preserved_training
@@ -180,6 +180,21 @@ def test_damping_and_intervals_follow_their_schedules() -> None:
         assert kfac.refresh_factor == pytest.approx(1 + 4 * 15 / 16)
         # Statistics every 2 updates, then 3, 6 and 9 as the factor grows: not 8 times.
         assert kfac.counts()["refreshes"] < 5 * 5
+
+
+def test_records_tell_the_damping_and_what_was_refreshed_so_far() -> None:
+    with Training(make_task(), recipe_of(schedules=Schedules(damping=Linear(end=0.5)))) as training:
+        records = [r for r in training if isinstance(r, StepRecord) and r.update % 4 == 0]
+    assert [record.update for record in records] == [4, 8, 12, 16]
+    expected = [0.01 * (1 - 0.5 * (record.update - 1) / 16) for record in records]
+    assert [record.damping for record in records] == pytest.approx(expected)
+    factors = 5  # two of each linear layer, one of the norm
+    assert [record.refreshes for record in records] == [factors * n for n in (2, 4, 6, 8)]
+    assert [record.refreshes_saved for record in records] == [factors * n for n in (2, 4, 6, 8)]
+    assert [record.inversions for record in records] == [factors * n for n in (2, 3, 4, 5)]
+    assert [record.inversions_saved for record in records] == [factors * n for n in (2, 5, 8, 11)]
+    with Training(make_task(), recipe_of(preconditioner=None)) as plain:
+        assert all(r.damping is r.refreshes is None for r in plain if isinstance(r, StepRecord))
 
 
 def test_mean_and_sum_take_the_same_steps() -> None:

@@ -101,9 +101,16 @@ def check_recipe(reference: str, overrides: Sequence[str]) -> int:
     return ExitCode.OK
 
 
-def diff_recipes(one: str, other: str, *, as_json: bool) -> int:
-    """Print every path at which two recipes differ."""
-    rows = difference(load_recipe(one), load_recipe(other))
+def diff_recipes(one: str, other: str, overrides: Sequence[str], *, as_json: bool) -> int:
+    """Print every path at which two recipes differ.
+
+    Args:
+        one: name, file or function.
+        other: likewise.
+        overrides: of the other one.
+        as_json: print one JSON document instead.
+    """
+    rows = difference(load_recipe(one), load_recipe(other, overrides))
     if as_json:
         show(json.dumps({"differences": [{"path": p, "one": a, "other": b} for p, a, b in rows]}))
     elif rows:

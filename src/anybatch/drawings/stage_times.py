@@ -11,7 +11,7 @@ from anybatch.drawings.picture import Drawing, Measured
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["STAGE_TIMES", "draw_reach", "draw_stages"]
+__all__ = ["STAGE_TIMES", "draw_reach", "draw_stages", "log_ticks", "short_number"]
 
 _STACKED = {
     "forward and backward": (0, ("forward", "backward")),
@@ -97,11 +97,55 @@ def draw_reach(ax: Axes, measured: Measured) -> None:
     ticks = sorted(set(fitted["ranks"]))
     ax.set_xticks(ticks, [f"{count:,.0f}" for count in ticks])
     ax.xaxis.set_minor_formatter("")
-    ax.yaxis.set_major_formatter("{x:,.10g}")
-    ax.yaxis.set_minor_formatter("")
+    low, high = ax.get_ylim()
+    places = log_ticks(low, high)
+    ax.set_yticks(places, [short_number(place) for place in places])
+    ax.minorticks_off()
     ax.legend(frameon=False, fontsize="small")
     label = "seconds to the target, predicted" if to_target else "examples per second, predicted"
     finish_axes(ax, "ranks", label)
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Places for the labels of a log axis: 1, 2 and 5 times powers of ten, or those powers alone.
+
+    Between two and eight of them lie inside, but where there are hundreds of decades.
+
+    Args:
+        low: end of the axis, > 0.
+        high: the other end.
+
+    Example:
+        >>> log_ticks(30.0, 900.0), log_ticks(0.5, 2e4)
+        ([50.0, 100.0, 200.0, 500.0], [1.0, 10.0, 100.0, 1000.0, 10000.0])
+        >>> log_ticks(210.0, 240.0)
+        [210.0, 220.0, 230.0, 240.0]
+    """
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1.0,), (1.0, 2.0, 5.0)):
+        found = [
+            f * 10.0**power for power in powers for f in factors if low <= f * 10.0**power <= high
+        ]
+        if len(found) >= (4 if len(factors) == 1 else 2):
+            return found[:: 1 + len(found) // 9]
+    step = 10.0 ** math.floor(math.log10(high - low))
+    while (high - low) / step < 2.0:
+        step /= 2.0
+    first = math.ceil(low / step - 1e-9)
+    return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def short_number(value: float) -> str:
+    """A number of an axis, from ten thousand on in k, M or G.
+
+    Example:
+        >>> [short_number(value) for value in (0.05, 2000.0, 50000.0, 2e8)]
+        ['0.05', '2,000', '50 k', '200 M']
+    """
+    if value < 1e4:
+        return f"{value:,.10g}"
+    power = min(int(math.log10(value) + 1e-9) // 3, 3)
+    return f"{value / 1000**power:,.10g} {'kMG'[power - 1]}"
 
 
 def _columns(measured: Measured, *names: str) -> list[list[float]]:

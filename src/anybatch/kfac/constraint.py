@@ -28,10 +28,11 @@ def fisher_products(steps: Sequence[Tensor], gradients: Sequence[Tensor]) -> Ten
 
 
 def step_factor(products: Tensor, bound: StepBound, lrs: Tensor | None = None) -> Tensor:
-    """What preconditioned gradients are multiplied by, 0-dim, in (0, 1].
+    """What preconditioned gradients are multiplied by, 0-dim, in [0, 1].
 
     min(1, largest / sqrt(sum p^T g)) under a bound of the Fisher norm; under one of the divergence
-    min(1, sqrt(largest / sum lr^2 p^T g)).
+    min(1, sqrt(largest / sum lr^2 p^T g)). 0, and no step, where that sum is not finite: products
+    of gradients above 1e19 are not in float32.
 
     Args:
         products: p^T g of each layer, in units of the mean loss.
@@ -47,12 +48,13 @@ def step_factor(products: Tensor, bound: StepBound, lrs: Tensor | None = None) -
     if isinstance(bound, KLBound) and lrs is not None:
         longest, total = bound.largest**0.5, (lrs.square() * products).sum()
     # A total below 0 is rounding; the smallest number keeps 0 / 0 away.
+    total = torch.where(torch.isfinite(total), total, torch.inf)
     length = total.clamp(min=0).sqrt().clamp(min=torch.finfo(total.dtype).tiny)
     return (longest / length).clamp(max=1.0)
 
 
 def first_order_factor(steps: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
-    """|p| / |g| over all preconditioned layers, 0-dim; 1 where g is 0.
+    """|p| / |g| over all preconditioned layers, 0-dim; 1 where g is 0 or squares are not finite.
 
     A parameter without curvature takes this multiple of its gradient, so that its step is as long
     for its gradient as those of the others are on the whole.
@@ -62,4 +64,5 @@ def first_order_factor(steps: Sequence[Tensor], gradients: Sequence[Tensor]) -> 
         torch.stack([t.to(dtype).square().sum() for t in tensors]).sum().sqrt()
         for tensors in (steps, gradients)
     ]
-    return torch.where(lengths[1] > 0, lengths[0] / lengths[1], torch.ones_like(lengths[1]))
+    ratio = lengths[0] / lengths[1]  # finite squares have a finite ratio unless g is 0
+    return torch.where(torch.isfinite(ratio), ratio, torch.ones_like(ratio))

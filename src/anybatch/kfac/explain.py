@@ -82,18 +82,20 @@ def explain_rows(coverage: Coverage) -> list[ExplainedParameter]:
 def explain_table(coverage: Coverage) -> str:
     """`explain_rows` as text, with the sum of memory and costs as the last line.
 
+    Each number has the unit of its own size: KiB, MiB or GiB, and k, M or G multiply-adds (MAC).
+
     Args:
         coverage: of `find_blocks`.
     """
     rows = explain_rows(coverage)
-    cells = [("parameter", "shape", "kind", "factors", "MiB", "invert MMAC", "apply MMAC", "")]
+    cells = [("parameter", "shape", "kind", "factors", "memory", "invert MAC", "apply MAC", "")]
     cells += [_cells(row) for row in rows]
     total = (
         sum(row.bytes for row in rows),
         sum(row.inversion_multiply_adds for row in rows),
         sum(row.preconditioning_multiply_adds for row in rows),
     )
-    cells.append(("all", "", "", "", *_millions(*total), ""))
+    cells.append(("all", "", "", "", *_costs(*total), ""))
     widths = [max(len(row[column]) for row in cells) for column in range(8)]
     lines = []
     for row in cells:
@@ -109,11 +111,22 @@ def _cells(row: ExplainedParameter) -> tuple[str, str, str, str, str, str, str, 
     if not row.inversion_multiply_adds:
         return row.parameter, shape, row.kind, factors, "", "", "", row.reason
     costs = (row.bytes, row.inversion_multiply_adds, row.preconditioning_multiply_adds)
-    return row.parameter, shape, row.kind, factors, *_millions(*costs), ""
+    return row.parameter, shape, row.kind, factors, *_costs(*costs), ""
 
 
-def _millions(size: int, inversion: int, preconditioning: int) -> tuple[str, str, str]:
-    return f"{size / 2**20:.2f}", f"{inversion / 1e6:.2f}", f"{preconditioning / 1e6:.2f}"
+def _costs(size: int, inversion: int, preconditioning: int) -> tuple[str, str, str]:
+    units = ("k", "M", "G")
+    return (
+        _in_units(size, 1024, ("KiB", "MiB", "GiB")),
+        _in_units(inversion, 1000, units),
+        _in_units(preconditioning, 1000, units),
+    )
+
+
+def _in_units(value: int, step: int, units: tuple[str, ...]) -> str:
+    """With the largest unit that it comes up to, else the smallest one."""
+    power = max((n for n in range(1, len(units) + 1) if value >= step**n), default=1)
+    return f"{value / step**power:.2f} {units[power - 1]}"
 
 
 def _factor_text(factor: FactorShape) -> str:

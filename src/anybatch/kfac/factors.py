@@ -48,8 +48,8 @@ class Factors:
 
         running <- share * running + (1 - share) * new; the first one as it is. The share is
         `average`, of an adaptive refresh average^n after n updates without a measurement, so that a
-        rare one counts for all that it stands for. A measurement that is not finite moves nothing;
-        that is decided on the device.
+        rare one counts for all that it stands for. A measurement that is not finite (squares of
+        gradients above 1e19 are not) moves nothing; that is decided, and counted, on the device.
 
         Args:
             statistics: of owned factors, in memory that is theirs from now on.
@@ -65,6 +65,7 @@ class Factors:
                 continue
             # Of sums of squares: what is not finite anywhere is not so on the diagonal.
             is_finite = torch.isfinite(_diagonal(new).sum())
+            self.events.add_if(name, "ignored", ~is_finite)
             if self._histories:  # these go on reading the measurement
                 self.running[name] = torch.where(is_finite, torch.lerp(new, old, share), old)
             else:

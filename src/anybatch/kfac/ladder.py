@@ -58,6 +58,9 @@ class SolveEvent:
 class EventCounts:
     """How often which factor came to which rung.
 
+    Two events are met on the device, where nothing waits for them: a measurement of a factor that
+    is not finite is "ignored"; a "step" whose length is not, or that has no inverse, is "dropped".
+
     Example:
         >>> counts = EventCounts()
         >>> counts.add(SolveEvent("0.A", "damped", 10.0, "not-definite"))
@@ -67,10 +70,34 @@ class EventCounts:
 
     def __init__(self) -> None:
         self._counts: dict[str, dict[str, int]] = {}
+        self._on_device: dict[tuple[str, str], Tensor] = {}  # not yet among the counts
 
     def add(self, event: SolveEvent) -> None:
         """Count one more event."""
         self.merge({event.name: {event.rung: 1}})
+
+    def add_if(self, name: str, what: str, happened: Tensor) -> None:
+        """Count one more event if it happened, which the host asks when the counts are read.
+
+        Args:
+            name: of the factor, or "step".
+            what: happened to it.
+            happened: 0-dim, true or false.
+        """
+        count = self._on_device.setdefault(
+            (name, what), torch.zeros_like(happened, dtype=torch.int64)
+        )
+        count += happened
+
+    def _settle(self) -> None:
+        """Read what the device has counted; one synchronization, where there is something."""
+        if not self._on_device:
+            return
+        found = torch.stack(list(self._on_device.values())).tolist()
+        names, self._on_device = list(self._on_device), {}
+        for (name, what), count in zip(names, found, strict=True):
+            if count:
+                self.merge({name: {what: count}})
 
     def merge(self, counts: Mapping[str, Mapping[str, int]]) -> None:
         """Add another rank's `state_dict`."""
@@ -82,15 +109,17 @@ class EventCounts:
     @property
     def total(self) -> int:
         """Events so far."""
+        self._settle()
         return sum(count for rungs in self._counts.values() for count in rungs.values())
 
     def state_dict(self) -> dict[str, dict[str, int]]:
         """Events by name and rung, as plain values."""
+        self._settle()
         return {name: dict(rungs) for name, rungs in self._counts.items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, int]]) -> None:
         """Remember what `state_dict` returned, and nothing else."""
-        self._counts = {}
+        self._counts, self._on_device = {}, {}
         self.merge(state)
 
 

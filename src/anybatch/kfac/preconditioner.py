@@ -38,6 +38,7 @@ from anybatch.kfac.constraint import first_order_factor, fisher_products, step_f
 from anybatch.kfac.explain import explain_table
 from anybatch.kfac.stages import Stages
 from anybatch.kfac.statistics_flow import LossReduction, LossWeight, StatisticsFlow
+from anybatch.kfac.written import WrittenGradients
 from anybatch.recipe_preconditioner import KFACSettings, KLBound
 from anybatch.world import World
 
@@ -141,6 +142,7 @@ class KFAC:
         self._reduction = loss_reduction
         self.damping, self.refresh_factor, self.updates = settings.damping, 1.0, 0
         self._num_examples: int | None = None
+        self._written = WrittenGradients()
         self._prepare()
 
     # --- one update --------------------------------------------------------------------------
@@ -215,11 +217,15 @@ class KFAC:
         """Precondition every gradient, in place.
 
         Raises:
-            InputError: a covered layer that took no part in the first update.
+            InputError: a covered layer that took no part in the first update; gradients that are as
+                the last step left them, which would be preconditioned twice.
 
         Collectives:
             See the class; every rank must call.
         """
+        if self._written.are_untouched():
+            rule = "must come once after an update's backward passes"
+            raise InputError("kfac.step()", rule, "gradients as its last call left them")
         weight = self._weight()
         self._flow.take(self._capture, weight, self.updates, self.damping)
         self._precondition(weight)
@@ -236,10 +242,17 @@ class KFAC:
         return scale.get_scale() if self._capture.wanted else 1.0
 
     def _precondition(self, weight: LossWeight) -> None:
-        """P in the place of V for every block with inverses, and what follows for the others."""
+        """P in the place of V for every block with inverses, and what follows for the others.
+
+        Before a block has its inverses nothing is known of a step's length, and none is taken.
+        """
         # On many ranks all that are ready, the same blocks everywhere: what travels has one layout.
         several = self._world.size > 1
         blocks = [b for b in self.coverage.blocks if self._flow.is_ready(b)]
+        if not blocks:
+            for gradient in (p.grad for p in self.model.parameters() if p.grad is not None):
+                gradient.zero_()
+            self._flow.count_dropped(True)
         blocks = [b for b in blocks if has_gradient(b) or several]
         if not blocks:
             return
@@ -268,6 +281,7 @@ class KFAC:
             unit = 1.0  # lr p is the change of the weights, whatever p's unit
         products = fisher_products(*ordered) * unit**2
         factor = step_factor(products, self.settings.bound, self._lrs(blocks, products))
+        self._flow.count_dropped(factor == 0)
         covered = {id(p) for b in blocks for p in (b.weight, b.bias)}
         others = [p for p in self.model.parameters() if id(p) not in covered]
         rest = [p.grad for p in others if p.grad is not None]
@@ -277,6 +291,7 @@ class KFAC:
             step = steps[block.name]
             if has_gradient(block):
                 write_gradient(block, step * factor.to(step.dtype))
+        self._written.remember(p for b in blocks for p in (b.weight, b.bias) if p is not None)
 
     def _lrs(self, blocks: list[FisherBlock], like: Tensor) -> Tensor | None:
         """The lr of each block; None where no bound needs it."""
@@ -333,6 +348,7 @@ class KFAC:
         self._capture.load_state_dict(state["capture"])
         self.updates, self.damping = state["updates"], state["damping"]
         self.refresh_factor = state["refresh_factor"]
+        self._written.forget()
         self._prepare()
 
 

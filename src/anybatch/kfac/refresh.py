@@ -61,6 +61,9 @@ class RefreshPlan(Protocol):
 class FixedRefreshPlan:
     """All factors at fixed intervals, counted from the last refresh; both kinds at first.
 
+    With early inverses every measurement of the first interval between two inversions is inverted
+    as well; they do not count for it, so later ones come when they would without.
+
     Args:
         settings: the intervals, in updates.
         factors: names of all factors.
@@ -76,12 +79,12 @@ class FixedRefreshPlan:
         ...     plan.observe(update, due)
         0 1 1
         1 0 0
-        2 1 0
+        2 1 1
         3 0 0
         4 1 1
         5 0 0
         >>> plan.counts.saved_inverses()
-        {'0.A': 4}
+        {'0.A': 3}
     """
 
     def __init__(self, settings: FixedRefresh, factors: Iterable[str]) -> None:
@@ -89,13 +92,15 @@ class FixedRefreshPlan:
         self.counts = RefreshCounts(factors)
         self._all = frozenset(self.counts.statistics)
         self._measured: int | None = None
-        self._inverted: int | None = None
+        self._inverted: int | None = None  # last update in which the interval was over
+        self._is_early = settings.early_inverses  # the first interval has not ended
 
     def due(self, update: int, factor: float = 1.0) -> Due:
         """What this update has to do; asking changes nothing.
 
         The statistics are due `statistics_every * factor` updates after the last, rounded, at least
-        1. The inverses take as many times that as the settings say, and wait for new statistics.
+        1. The inverses take as many times that as the settings say, and wait for new statistics;
+        early ones are due with them.
 
         Args:
             update: number of the update, from 0.
@@ -105,8 +110,9 @@ class FixedRefreshPlan:
         if self._measured is not None and update - self._measured < every:
             return Due()
         ratio = self._settings.inverse_every // self._settings.statistics_every
-        inverts = self._inverted is None or update - self._inverted >= every * ratio
-        return Due(self._all, self._all if inverts else frozenset())
+        if self._inverted is None or update - self._inverted >= every * ratio:
+            return Due(self._all, self._all)
+        return Due(self._all, self._all, early=True) if self._is_early else Due(self._all)
 
     def observe(
         self, update: int, done: Due, changes: Mapping[str, tuple[float, float]] | None = None
@@ -121,13 +127,15 @@ class FixedRefreshPlan:
         self.counts.add(done)
         if done.statistics:
             self._measured = update
-        if done.inverses:
+        if done.inverses and not done.early:
+            self._is_early = self._is_early and self._inverted is None
             self._inverted = update
 
     def state_dict(self) -> dict[str, Any]:
         """Last refreshes and counts, as plain values."""
         counts = self.counts.state_dict()
-        return {"measured": self._measured, "inverted": self._inverted, "counts": counts}
+        last = {"measured": self._measured, "inverted": self._inverted, "is_early": self._is_early}
+        return last | {"counts": counts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Remember what `state_dict` returned, also in the middle of an interval.
@@ -137,6 +145,7 @@ class FixedRefreshPlan:
         """
         self.counts.load_state_dict(state["counts"])
         self._measured, self._inverted = state["measured"], state["inverted"]
+        self._is_early = state.get("is_early", False)  # states of older versions know none
 
 
 def refresh_plan(settings: FixedRefresh | AdaptiveRefresh, factors: Iterable[str]) -> RefreshPlan:

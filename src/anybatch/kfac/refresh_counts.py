@@ -21,10 +21,12 @@ class Due:
     Attributes:
         statistics: names of the factors to measure.
         inverses: of those to invert, after that.
+        early: whether these inverses come before their interval is over, and do not count for it.
     """
 
     statistics: frozenset[str] = frozenset()
     inverses: frozenset[str] = frozenset()
+    early: bool = False
 
     def __bool__(self) -> bool:
         """Whether there is anything to do."""

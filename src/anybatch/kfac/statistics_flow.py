@@ -9,6 +9,7 @@ statistic is like its last two) is filled in by the owners and summed over ranks
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
@@ -129,7 +130,7 @@ class StatisticsFlow:
             self.factors.take(statistics, update)
             with self._stages.of("exchange"):
                 changes = self._known_everywhere(measured, own_changes)
-            due = Due(measured, due.inverses)
+            due = dataclasses.replace(due, statistics=measured)
         if due.inverses:
             with self._stages.of("inversion"):
                 self.factors.invert(self._dampings(due.inverses, damping))
@@ -298,6 +299,12 @@ class StatisticsFlow:
             return 1.0
         passed = self._passed_terms if weight.reduction == "token-sum" else self._passed
         return 1.0 / (weight.num_examples or passed)
+
+    def count_dropped(self, dropped: Tensor | bool) -> None:
+        """Count a step that is not taken; 0-dim, the same on every rank."""
+        if self._world.is_first:  # counts are summed over ranks
+            happened = torch.as_tensor(dropped, device=self._world.device)
+            self.factors.events.add_if("step", "dropped", happened)
 
     def close(self) -> None:
         """Leave the process group of the exchanges."""

@@ -18,7 +18,7 @@ from anybatch.kfac.packing import packed_count
 from anybatch.kfac.solve import damped_inverses
 from anybatch.recipe import KFACSettings
 
-__all__ = ["BlockTimes", "num_bytes", "seconds_of"]
+__all__ = ["BlockTimes", "num_bytes", "seconds_of", "wait_for"]
 
 _RELATIVE_DAMPING = 0.1  # of the mean eigenvalue: every inversion succeeds at the first attempt
 _REPEATS, _LONGEST_VISIT = 5, 0.03  # of a stage in a round, and seconds after which one is enough
@@ -113,10 +113,10 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     """
     found: list[float] = []
     while not found or (sum(found) < _LONGEST_VISIT and len(found) < _REPEATS):
-        _wait_for(device)
+        wait_for(device)
         started = time.perf_counter()
         call()
-        _wait_for(device)
+        wait_for(device)
         found.append(time.perf_counter() - started)
     return statistics.median(found)
 
@@ -126,7 +126,8 @@ def num_bytes(tensors: Sequence[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _wait_for(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Let a GPU come to the end of what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

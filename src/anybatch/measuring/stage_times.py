@@ -2,7 +2,8 @@
 
     rounds: for two sizes of a pass, an update as it is and one whose statistics are taken;
         the optimizers' own part (SGD with momentum, LARS);
-        each different inversion and preconditioning of the model's blocks, once
+        each different inversion and preconditioning of the model's blocks, once;
+        whole steps of K-FAC between refreshes, and with new statistics
     -> what statistics cost for b examples, what each block costs its owner
 
 Passes are those of the training's one step, at lr 0. Nothing of it is distributed: what ranks
@@ -75,7 +76,8 @@ def measure_stage_times(
         A measurement of kind "stage-times". One sample for each round and size: see
         `stage_times_reading.COLUMNS`. Estimates: "sgd_seconds", "lars_seconds" (one update of the
         weights), "statistics_fixed_seconds", "statistics_seconds_per_example",
-        "inversion_seconds", "precondition_seconds" (of all blocks, on one rank).
+        "inversion_seconds", "precondition_seconds" (of all blocks, on one rank), and see
+        `kfac_step_times`: "step_seconds", "collection_seconds", "taking_apart_seconds".
         settings["blocks"]: each block's factors with their packed elements, seconds of each
         inversion, bytes of its gradient. Findings: "kfac-not-measured", "adaptive-refresh",
         "fisher-as-empirical", "uncovered".
@@ -84,8 +86,8 @@ def measure_stage_times(
         InputError: they do not fit together; a training under way that has a preconditioner.
 
     Cost:
-        `settings.seconds` or two rounds, and building the training; memory of all statistics and
-        of three of the largest factor.
+        `settings.seconds` or two rounds, building the training, and inverting all factors once;
+        memory of all statistics twice, of the inverses, and of three of the largest factor.
 
     Collectives:
         Those of an update; every rank must call. Each times its own, rank 0 is kept.

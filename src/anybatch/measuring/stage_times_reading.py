@@ -7,6 +7,7 @@ other stages                medians over rounds
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,9 @@ COLUMNS = (
     "lars_seconds",
     "inversion_seconds",
     "precondition_seconds",
+    "step_seconds",
+    "collection_seconds",
+    "taking_apart_seconds",
 )
 """Of the samples, one row for each round and size of a pass; nan where nothing was measured."""
 
@@ -45,14 +49,15 @@ def read_stage_times(
         samples: its columns.
         settings: its settings; "not_measured" says why there is nothing of K-FAC.
     """
-    columns = {name: np.asarray(samples[name], dtype=np.float64) for name in COLUMNS}
+    unknown = [math.nan] * len(samples["round"])  # of columns that older measurements lack
+    columns = {n: np.asarray(samples.get(n, unknown), dtype=np.float64) for n in COLUMNS}
     rounds = np.unique(columns["round"])
     random = np.random.default_rng(int(settings["seed"]) % 2**32)
     drawn = random.integers(len(rounds), size=(_RESAMPLES, len(rounds)))
     reason = str(settings["not_measured"])
     found = {
         name: _estimate(_by_round(columns, name, rounds), drawn, "seconds", reason)
-        for name in ("sgd_seconds", "lars_seconds", "inversion_seconds", "precondition_seconds")
+        for name in COLUMNS[COLUMNS.index("sgd_seconds") :]
     }
     fixed, each = _statistics_lines(columns, rounds, drawn)
     found["statistics_fixed_seconds"] = _of_draws(fixed, "seconds", reason)

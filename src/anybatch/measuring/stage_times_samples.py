@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import statistics
 import time
@@ -13,6 +14,7 @@ import torch
 from anybatch.kfac.blocks import Coverage, find_blocks
 from anybatch.kfac.capture import Capture
 from anybatch.measuring.block_times import BlockTimes, num_bytes, seconds_of
+from anybatch.measuring.kfac_step_times import StepTimes
 from anybatch.measuring.loading_time import loaded_portion
 from anybatch.measuring.stage_times_reading import COLUMNS
 from anybatch.measuring.subjects import recipe_settings
@@ -68,6 +70,7 @@ class StageTest:
         self._portions: list[Portion] = []
         self._not_measured = ""
         self._block_times = BlockTimes(self._coverage.blocks, kfac, settings.seconds)
+        self._step_times: StepTimes | None = None
         self._rows: list[list[float]] = []
         self.examples = 0
 
@@ -76,6 +79,8 @@ class StageTest:
 
     def __exit__(self, *ended: object) -> None:
         self._capture.remove()
+        if self._step_times is not None:
+            self._step_times.close()
 
     # --- before the clock ---------------------------------------------------------------------
 
@@ -91,6 +96,10 @@ class StageTest:
         self._not_measured = next(
             filter(None, self._training.world.all_values(self._why_no_kfac())), ""
         )
+        if not self._not_measured:
+            update = functools.partial(self._update, self._portions[0], observing=False)
+            model = self._training.model
+            self._step_times = StepTimes(model, self._kfac, self._device, update)
         for name, settings in _OPTIMIZERS.items():
             self._optimizers[name] = build_optimizer(settings, self._training.model)
             self._optimizers[name].step()
@@ -144,8 +153,10 @@ class StageTest:
             plain, observed = self._pair(portion)
             passes.append((len(portion.indices), plain, observed - plain))
         shared = [seconds_of(o.step, self._device) for o in self._optimizers.values()]
-        unknown = (math.nan, math.nan)
-        shared += unknown if self._not_measured else self._block_times.take(self._capture.sums)
+        if self._step_times is None:
+            shared += [math.nan] * 5
+        else:
+            shared += [*self._block_times.take(self._capture.sums), *self._step_times.take()]
         self._rows += [
             [float(size), float(number), plain, added, *shared] for size, plain, added in passes
         ]

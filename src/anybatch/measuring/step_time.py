@@ -29,6 +29,8 @@ __all__ = [
     "interval_of",
     "last_slope",
     "medians_by_round",
+    "not_negative_least_squares",
+    "relative_error",
     "resampled_fits",
     "seconds_per_update",
 ]
@@ -136,6 +138,22 @@ def medians_by_round(
     return different, table
 
 
+def relative_error(table: ArrayLike) -> float:
+    """How sure the median of each size is: root mean square of their relative standard errors.
+
+    From the spread between rounds, robustly: sqrt(pi / 2) x 1.4826 x the median absolute deviation
+    of the logarithms over the root of the rounds.
+
+    Args:
+        table: seconds, shape (n, rounds); see `medians_by_round`.
+
+    Example:
+        >>> round(relative_error([[0.9, 1.0, 1.1, 1.0]] * 2), 3)
+        0.044
+    """
+    return float(np.sqrt(np.mean(_standard_errors(np.asarray(table, dtype=float)) ** 2)))
+
+
 def fit_step_time(sizes: ArrayLike, table: ArrayLike) -> StepTimeFit:
     """The curve through the median of each size.
 
@@ -190,7 +208,7 @@ def _best_curves(
     kinks, coefficients = [candidates[0]] * len(least), [np.empty(0)] * len(least)
     for candidate in candidates:
         design = _design(b, candidate)
-        found = _not_negative(design * weights[:, None], t * weights[:, None])
+        found = not_negative_least_squares(design * weights[:, None], t * weights[:, None])
         off = np.log(np.maximum(design @ found, 1e-12) / t) / spread[:, None]
         misfit = (off**2).sum(axis=0)
         for column in np.flatnonzero(misfit < least):
@@ -206,11 +224,26 @@ def _design(b: Array, kinks: Array) -> Array:
     return np.stack([np.ones_like(b), *distances], axis=1)
 
 
-def _not_negative(design: Array, targets: Array) -> Array:
-    """Least squares with coefficients >= 0, exact, for each column of targets.
+def not_negative_least_squares(design: Array, targets: Array) -> Array:
+    """Coefficients x >= 0 of least |design x - targets|, exact, for each column of targets.
 
     The optimum is the plain least-squares solution on the coefficients that are not 0: all subsets
-    are tried, as there are four coefficients at most.
+    are tried.
+
+    Args:
+        design: (rows, coefficients), of few coefficients.
+        targets: (rows, columns).
+
+    Returns:
+        (coefficients, columns).
+
+    Example:
+        >>> design = np.array([[1.0, 1.0], [1.0, 2.0], [1.0, 3.0]])
+        >>> not_negative_least_squares(design, np.array([[3.0], [2.0], [1.0]])).tolist()
+        [[2.0], [0.0]]
+
+    Cost:
+        2^coefficients least-squares solutions.
     """
     count = design.shape[1]
     best = np.zeros((count, targets.shape[1]))
@@ -340,5 +373,5 @@ def fit_latency(samples: Sequence[Sequence[float]]) -> tuple[float, float]:
     rows = np.asarray(samples, dtype=float)
     weights = 1.0 / np.maximum(rows[:, 1], 1e-12)
     design = np.stack([np.ones(len(rows)), rows[:, 0]], axis=1) * weights[:, None]
-    alpha, beta = _not_negative(design, (rows[:, 1] * weights)[:, None])[:, 0]
+    alpha, beta = not_negative_least_squares(design, (rows[:, 1] * weights)[:, None])[:, 0]
     return float(alpha), float(beta)

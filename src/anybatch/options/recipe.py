@@ -81,6 +81,8 @@ class RecipeDiff:
     """A recipe, by name, file or function."""
     other: tyro.conf.Positional[str]
     """Another one."""
+    set: Overrides = ()
+    """Change a field of the other one, as in --set optimizer.lr=0.3; may be repeated."""
     json: Flag = False
     """Print one JSON document."""
 
@@ -88,7 +90,7 @@ class RecipeDiff:
         """Carry the command out and return its exit code."""
         from anybatch.commands.recipe import diff_recipes
 
-        return diff_recipes(self.one, self.other, as_json=self.json)
+        return diff_recipes(self.one, self.other, self.set, as_json=self.json)
 
 
 @dataclass(kw_only=True)

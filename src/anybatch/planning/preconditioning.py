@@ -24,7 +24,8 @@ from anybatch.recipe import FixedRefresh, KFACSettings, Recipe, SGDSettings, SGD
 __all__ = ["REFUSED", "TRIED", "may_precondition", "preconditioned", "preconditioned_lrs",
            "trial_of", "verdict", "why_untried"]  # fmt: skip
 
-_REFRESH = FixedRefresh()
+# Early inverses would leave short branches no update that only measures, whose seconds are asked.
+_REFRESH = FixedRefresh(early_inverses=False)
 
 TRIED = KFACSettings(refresh=_REFRESH)
 """What is tried, and recommended where it is worth it."""

@@ -27,7 +27,9 @@ _SETTINGS = {
     "gradient_norm": "gradient norm",
     "clipped_share": "share of clipped updates",
     "block_gradient_norm": "gradient norm of a block",
+    "damping": "damping",
 }
+_COUNTED = {"refreshes": "statistics measured", "inversions": "inverses made"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +87,7 @@ class Panel:
         series: what is drawn.
         marks: events to draw as vertical lines.
         constant: in words, where nothing changes and no picture is needed; else "".
+        note: of its caption, after what the curves show.
     """
 
     name: str
@@ -93,6 +96,7 @@ class Panel:
     series: tuple[Series, ...]
     marks: tuple[Mark, ...] = ()
     constant: str = ""
+    note: str = ""
 
 
 def thinned(values: Sequence[float], most: int = _MOST_POINTS) -> list[int]:
@@ -123,7 +127,7 @@ def thinned(values: Sequence[float], most: int = _MOST_POINTS) -> list[int]:
 
 
 def panels(groups: Sequence[Group]) -> list[Panel]:
-    """Every panel that the runs have records for: losses, metrics, settings, gradient norm."""
+    """Every panel that the runs have records for: losses, metrics, settings, norms, refreshes."""
     coloured = _coloured(groups)
     made = _loss_panels(coloured) + _metric_panels(coloured)
     for name, words in _SETTINGS.items():
@@ -136,6 +140,7 @@ def panels(groups: Sequence[Group]) -> list[Panel]:
             panel = replace(panel, marks=_marks(coloured, name))
         if series:
             made.append(replace(panel, constant=_constant(panel, coloured)))
+    made += _refresh_panels(coloured)
     pilots = _pilot_marks(coloured)
     return [replace(panel, marks=panel.marks + pilots) for panel in made]
 
@@ -193,6 +198,44 @@ def _metric_panels(coloured: Sequence[tuple[Subject, int]]) -> list[Panel]:
             )
         )
     return made
+
+
+def _refresh_panels(coloured: Sequence[tuple[Subject, int]]) -> list[Panel]:
+    """What a preconditioner has measured and inverted so far: one panel, of several runs two."""
+    found = {name: _of_steps(coloured, _values_of(name)) for name in _COUNTED}
+    if not found["refreshes"]:
+        return []
+    label = "all factors, so far"
+    if len(coloured) == 1:
+        both = [
+            replace(series, label=words, colour=colour)
+            for colour, (name, words) in enumerate(_COUNTED.items())
+            for series in found[name]
+        ]
+        note = _saved(coloured[0][0])
+        return [
+            Panel(name="refreshes", title="Refreshes", y_label=label, series=tuple(both), note=note)
+        ]
+    told = [(s, _saved(s)) for s, _ in coloured]
+    note = " ".join(f"{subject.label}: {saved}" for subject, saved in told if saved)
+    return [
+        Panel(
+            name=name, title=words.capitalize(), y_label=label, series=tuple(found[name]), note=note
+        )
+        for name, words in _COUNTED.items()
+    ]
+
+
+def _saved(subject: Subject) -> str:
+    """How many refreshes fewer than one of each factor in every update; "" of none."""
+    last = next((r for r in reversed(subject.steps) if r.refreshes is not None), None)
+    if last is None:
+        return ""
+    whole = (last.refreshes or 0) + (last.refreshes_saved or 0)
+    return (
+        f"Of {whole:,} measurements and inversions, all factors in every update, "
+        f"{last.refreshes_saved or 0:,} and {last.inversions_saved or 0:,} were saved."
+    )
 
 
 def _values_of(name: str) -> Callable[[StepRecord], float | None]:
@@ -344,7 +387,7 @@ def series_caption(panel: Panel) -> str:
         sentences.append(
             f"The plan's pilot ended at the dashed line, update {' and '.join(pilots)}."
         )
-    return " ".join(sentences)
+    return " ".join([*sentences, *filter(None, [panel.note])])
 
 
 def _told(series: Series) -> str:
@@ -362,10 +405,12 @@ def _told(series: Series) -> str:
     else:
         ends = f"from {number_text(pairs[0][0])} to {number_text(pairs[-1][0])}"
         low, high = min(pairs), max(pairs)
-        text = (
-            f"{name}: {ends}; lowest {number_text(low[0])} at update {low[1]:,.0f}, "
-            f"highest {number_text(high[0])} at update {high[1]:,.0f}"
-        )
+        text = f"{name}: {ends}"
+        if (low[0], high[0]) != (pairs[0][0], pairs[-1][0]):
+            text += (
+                f"; lowest {number_text(low[0])} at update {low[1]:,.0f}, "
+                f"highest {number_text(high[0])} at update {high[1]:,.0f}"
+            )
     gaps = [u for v, u in zip(series.values, series.updates, strict=True) if not math.isfinite(v)]
     return text + (f"; not finite from update {gaps[0]:,.0f}." if gaps else ".")
 

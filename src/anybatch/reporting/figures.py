@@ -115,7 +115,7 @@ def curve_picture(
                  weight=weight)
             for s in panel.series
         ]  # fmt: skip
-        log = None if panel.name.endswith(("loss", "norm")) else False
+        log = None if panel.name.endswith(("loss", "norm", "damping")) else False
         above = draw_lines(ax, lines, x_label=_X_LABELS[axis], y_label=panel.y_label, log=log)
         if end > 0.0:
             ax.set_xlim(-0.02 * end, 1.02 * end)
@@ -123,7 +123,8 @@ def curve_picture(
             dashes = (0, (6, 3)) if mark.is_pilot else (0, (2, 2))
             ax.axvline(mark.along(axis), color=MUTED, linewidth=1.0, linestyle=dashes)
         if legend:
-            _legend(ax, legend)
+            grows = all(list(s.values) == sorted(s.values) for s in panel.series)
+            _legend(ax, legend, place="upper left" if grows else "upper right")
         _make_room(figure, ax)
         frame = frame_of(figure, ax, axis, [
             points_of(s.label, s.colour, s.along(axis), s.values) for s in panel.series
@@ -191,12 +192,14 @@ def points_of(label: str, colour: int, x: Sequence[float], y: Sequence[float]) -
     }
 
 
-def _legend(ax: Axes, entries: Sequence[tuple[int, str]]) -> None:
+def _legend(
+    ax: Axes, entries: Sequence[tuple[int, str]], *, place: Literal["upper left", "upper right"]
+) -> None:
     """A line of each colour with its label, which is text and never a formula."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=COLOURS[colour % len(COLOURS)]) for colour, _ in entries]
-    legend = ax.legend(handles, [""] * len(entries), frameon=False, fontsize=9, loc="upper right")
+    legend = ax.legend(handles, [""] * len(entries), frameon=False, fontsize=9, loc=place)
     for text, (_, label) in zip(legend.get_texts(), entries, strict=True):
         text.set_parse_math(False)
         text.set_text(label)

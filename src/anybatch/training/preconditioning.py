@@ -121,11 +121,17 @@ class Preconditioning:
             for rung, count in rungs.items()
         }
 
+    def recorded(self) -> dict[str, Any]:
+        """What a step record tells of it: the damping, and refreshes and inversions so far."""
+        told = ("refreshes", "refreshes_saved", "inversions", "inversions_saved")
+        counts = self.kfac.counts()
+        return {"damping": self.kfac.damping} | {name: counts[name] for name in told}
+
     def new_events(self) -> dict[str, int]:
-        """Inversions that did not go the ordinary way since this was asked last, over all ranks.
+        """What did not go the ordinary way since this was asked last, over all ranks.
 
         Returns:
-            How often, by "factor: rung of the ladder".
+            How often, by "factor: rung of the ladder", and what else `EventCounts` names.
 
         Collectives:
             One gather of small objects; every rank must call.

@@ -56,6 +56,7 @@ class StepRecords:
             every rank must call.
         """
         step, feed = self._step, self._feed
+        current, preconditioning = step.hyperparameters.current(), step.preconditioning
         spent, self.window_seconds = self.window_seconds, 0.0
         count, updates = self._window.num_examples, len(self._window)
         loss, bad = self._window.reduce(self._world)
@@ -63,21 +64,25 @@ class StepRecords:
         if bad is not None:
             feed.refuse_bad_data(*bad.position, bad.num_examples)
             update = step.updates - updates + bad.number
-            ended = divergence("training", update, step.hyperparameters.current()["lr"])
+            ended = divergence("training", update, current["lr"])
         norm, blocks = step.transforms.norm, step.block_norms
+        told: dict[str, Any] = {} if preconditioning is None else preconditioning.recorded()
         record = StepRecord(
             update=step.updates,
             examples=feed.examples,
             epoch=feed.epochs,
             loss=loss,
             batch_size=feed.last_size,
-            **step.hyperparameters.current(),
+            lr=current["lr"],
+            momentum=current["momentum"],
+            weight_decay=current["weight_decay"],
             gradient_norm=self._over_ranks(None if norm is None else float(norm)),
             clipped_share=self._over_ranks(step.transforms.clipped_share()),
             block_gradient_norm=None if blocks is None else float(blocks.mean),
             squared_block_gradient_norm=None if blocks is None else float(blocks.mean_squared),
             seconds=seconds,
             examples_per_second=count / max(spent, 1e-9),
+            **told,
         )
         return record, ended
 
@@ -101,7 +106,7 @@ class StepRecords:
                 examples=self._feed.examples,
                 epoch=self._feed.epochs,
                 name="inversion-failed",
-                sentence=f"K-FAC's inversions did not go the ordinary way: {listed}{more}",
+                sentence=f"K-FAC did not go the ordinary way: {listed}{more}",
                 values={what: float(count) for what, count in events.items()},
             )
         ]

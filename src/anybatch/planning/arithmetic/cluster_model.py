@@ -71,7 +71,10 @@ class KFACWork:
         inverse_every: updates between two inversions, >= 1.
         distribution: whether preconditioned gradients travel in every update, or inverses after
             each inversion.
-        everywhere_seconds: of what every rank does in every update beside its own blocks.
+        everywhere_seconds: of what every rank does in every update beside its own blocks:
+            gradients as matrices, bounded and written back, hooks.
+        taking_apart_seconds: of what came from other ranks, where there are any.
+        collection_seconds: of taking new statistics in, beside the sums over examples.
         placement: "longest-first" by the seconds from one inversion to the next; "by-name": runs of
             equally many, as the authors' release has them.
     """
@@ -83,6 +86,8 @@ class KFACWork:
     inverse_every: float = 1.0
     distribution: Literal["gradients", "inverses"] = "gradients"
     everywhere_seconds: float = 0.0
+    taking_apart_seconds: float = 0.0
+    collection_seconds: float = 0.0
     placement: Placement = "longest-first"
 
 
@@ -117,10 +122,10 @@ class StageSeconds:
         backward: likewise.
         gradient_traffic: the gradient's sum, as far as the backward pass does not hide it; of
             local updates the averaging of weights.
-        statistics: of K-FAC, from this rank's examples.
+        statistics: of K-FAC, from this rank's examples, taken in.
         statistics_traffic: to the ranks that own the blocks.
         inversion: what it adds to the busiest rank.
-        precondition: on the busiest rank without it.
+        precondition: on the busiest rank without it, and what every rank does with the results.
         gathering: of preconditioned gradients, or of inverses.
         apply: of the optimizer.
     """
@@ -239,13 +244,14 @@ def kfac_stages(work: Work, link: Link, *, batch_size: int, ranks: int) -> Stage
     own = max((share.precondition_seconds for share in shares), default=0.0)
     both = (share.inversion_seconds + share.precondition_seconds for share in shares)
     inversion = max(both, default=0.0) - own  # ranks meet after both
+    apart = kfac.taking_apart_seconds if ranks > 1 else 0.0
     return dataclasses.replace(
         plain,
-        statistics=statistics / kfac.statistics_every,
+        statistics=(statistics + kfac.collection_seconds) / kfac.statistics_every,
         statistics_traffic=link.scatter_seconds([share.statistic_bytes for share in shares], ranks)
         / kfac.statistics_every,
         inversion=inversion / kfac.inverse_every,
-        precondition=own + kfac.everywhere_seconds,
+        precondition=own + kfac.everywhere_seconds + apart,
         gathering=gathering / gathers,
     )
 

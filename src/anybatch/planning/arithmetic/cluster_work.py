@@ -58,6 +58,9 @@ def _kfac_work(stages: Measurement) -> KFACWork | None:
     wire = _BYTES[chosen["wire"]]
     share = float(chosen["batch_share"])
     owned = [part for block in blocks for part in _owned(block, wire, by_factor=is_shared)]
+    of_blocks = sum(map(_precondition_seconds, blocks))
+    step = _known(stages, "step_seconds", of_blocks)
+    beside = max(step - of_blocks, 0.0)
     return KFACWork(
         owned=tuple(owned),
         statistics_fixed_seconds=share * fixed,
@@ -65,8 +68,16 @@ def _kfac_work(stages: Measurement) -> KFACWork | None:
         statistics_every=chosen["statistics_every"],
         inverse_every=chosen["inverse_every"],
         distribution=chosen["distribution"],
-        everywhere_seconds=sum(map(_precondition_seconds, blocks)) if is_shared else 0.0,
+        everywhere_seconds=beside + (of_blocks if is_shared else 0.0),
+        taking_apart_seconds=0.0 if is_shared else _known(stages, "taking_apart_seconds"),
+        collection_seconds=_known(stages, "collection_seconds"),
     )
+
+
+def _known(stages: Measurement, name: str, otherwise: float = 0.0) -> float:
+    """An estimate that measurements of older versions lack."""
+    estimate = stages.estimates.get(name)
+    return otherwise if estimate is None or estimate.value is None else estimate.value
 
 
 def _owned(block: Mapping[str, Any], wire: int, *, by_factor: bool) -> list[Owned]:
