@@ -116,6 +116,20 @@ def test_the_best_of_a_valley_is_its_bottom(best: float) -> None:
     assert best - 0.5 <= math.log2(value(found)) <= best + 0.1
 
 
+def test_a_valley_above_one_that_is_nearly_as_good_is_found() -> None:
+    levels = {-5.0: 0.6, -4.0: 0.5, -3.0: 0.505, -2.0: 0.3}
+
+    def losses(octave: float, repeat: int) -> list[float]:
+        return [1.0] + [levels.get(octave, 1.1)] * (UPDATES - 1)
+
+    plan = replace(PLAN, edge_within=0.0)
+    best = best_probe(search(losses, plan), 0, plan)
+    assert best is not None
+    assert best.octave == -2.0
+    levels[-3.0] = 0.52  # clearly worse than the best: enough is known
+    assert -2.0 not in {p.octave for p in search(losses, plan)}
+
+
 def test_both_sides_of_the_best_octave_are_tried() -> None:
     plan = replace(PLAN, repeats=2)
     probes = search(valley(-7.2), plan)
@@ -140,6 +154,21 @@ def test_the_guess_alone_is_asked_for_first_and_kept_inside_of_the_bounds() -> N
     assert next_probe([], PLAN) == (-4.0, 0)
     assert next_probe([], replace(PLAN, guess=99.0)) == (4.0, 0)
     assert next_probe([], replace(PLAN, guess=-99.0, lowest=-7.5)) == (-7.0, 0)
+
+
+@pytest.mark.parametrize("truth", [-1.1, -3.1])  # far above the best, and beside it
+def test_the_edge_is_left_out_where_it_limits_nothing(truth: float) -> None:
+    plan = replace(PLAN, edge_within=0.5)
+    whole, short = (search(valley(-4.1, top=truth), given) for given in (PLAN, plan))
+    assert best_lr(short, plan) == best_lr(whole, PLAN)
+    if truth < -3.0:
+        assert short == whole
+        return
+    assert short == whole[: len(short)]
+    assert {p.octave for p in short} == {-5.0, -4.0, -3.0, -7.0}
+    found = edge(short, plan)
+    assert (found.value, found.low, found.high) == (None, 2.0**-3.0, math.inf)
+    assert found.low <= value(edge(whole, PLAN))
 
 
 # --- nothing to find -----------------------------------------------------------------------------
@@ -187,10 +216,18 @@ def test_one_loss_that_is_not_finite_is_forgiven_and_three_are_not() -> None:
 
 def test_what_is_far_behind_is_given_up_and_what_is_near_is_not() -> None:
     best = Probe(octave=-4.0, repeat=0, losses=tuple(0.9**n for n in range(UPDATES)))
-    assert should_give_up([1.0] * 10, best, PLAN)
-    assert not should_give_up([0.93**n for n in range(10)], best, PLAN)
-    assert not should_give_up([1.0] * 10, None, PLAN)
-    assert not should_give_up([1.0] * 10, best, replace(PLAN, noise=1.0))
+    assert should_give_up([1.0] * 15, best, PLAN)
+    assert not should_give_up([1.0] * 10, best, PLAN)  # momentum takes its time
+    assert not should_give_up([0.93**n for n in range(15)], best, PLAN)
+    assert not should_give_up([1.0] * 15, None, PLAN)
+    assert not should_give_up([1.0] * 15, best, replace(PLAN, noise=1.0))
+
+
+def test_what_is_catching_up_is_not_given_up() -> None:
+    """As with momentum near the edge: late, and the best in the end."""
+    best = Probe(octave=-4.0, repeat=0, losses=tuple(0.9**n for n in range(UPDATES)))
+    assert should_give_up([1.0] * 10 + [0.73] * 5, best, PLAN)
+    assert not should_give_up([1.0] * 12 + [0.55] * 3, best, PLAN)  # the same mean of the last 5
 
 
 def test_a_probe_that_was_given_up_is_not_the_best() -> None:

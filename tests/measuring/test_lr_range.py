@@ -446,6 +446,8 @@ def test_ended_too_low_it_never_diverged() -> None:
         ({"num_updates": 5}, "num_updates must be >= 16"),
         ({"repeats": 0}, "repeats must be >= 1"),
         ({"probe_updates": 3}, "probe_updates must be 0 or >= 10"),
+        ({"edge_margin": 0.5}, "edge_margin must be >= 1"),
+        ({"edge_margin": math.inf}, "edge_margin must be >= 1"),
         ({"spacing": "cubic"}, "spacing must be one of"),
     ],
 )

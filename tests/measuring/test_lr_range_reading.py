@@ -57,6 +57,8 @@ def test_max_lr_is_at_most_half_of_the_edge_and_keeps_its_width_below() -> None:
         math.log2(free.value / free.low), abs=0.3
     )
     assert top.high <= edge.high
+    near = estimates_of(reading(), AT_THE_EDGE, PLAN, edge_margin=1.8)["max_lr"]
+    assert near.value == pytest.approx(2.0**-3.375 / 1.8)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,14 @@ def test_the_vertex_of_a_parabola_is_found_at_any_spacing(
     assert octave_of(probes) == pytest.approx(0.5 * (bottom + best - share * (best - below)))
 
 
+def test_below_a_cliff_the_best_is_the_lowest_itself() -> None:
+    """Up to the one above that learned nothing the levels say nothing of a parabola."""
+    below = [probe(-7, 0.9), probe(-6, 0.5), probe(-5, 0.2)]
+    expected = -5.0 - 0.5 * (0.01 * 0.8) / (0.5 - 0.2)
+    assert octave_of([*below, probe(-4, 1.0)]) == pytest.approx(expected)
+    assert octave_of([*below, probe(-4, 0.99)]) < expected - 0.1
+
+
 def test_how_far_above_the_start_a_probe_ends_plays_no_part() -> None:
     around = [probe(-6, 0.5), probe(-5, 0.2)]
     expected = octave_of([*around, probe(-4, 1.0)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -30,6 +31,7 @@ from anybatch.task import Task
 from anybatch.training.training import Training
 
 FIXED, EACH, LOADING = 4e-3, 1e-4, 2e-5  # seconds; B_half = 40
+FIXED_AT_FIRST = FIXED
 SETTINGS = ThroughputSettings(seconds=2.0, rounds=3)
 RECIPE = Recipe(optimizer=SGDSettings(lr=0.1, momentum=0.9), batch_size=32, duration=updates(60))
 
@@ -169,6 +171,26 @@ def test_the_time_allowed_is_kept(clock: Clock, seconds: float) -> None:
     assert 0.5 * seconds < clock.now - before < 1.2 * seconds
     assert measured.settings["stopped_by"] == "time"
     assert max(measured.samples["update_seconds"]) <= 0.05 * seconds * 1.01
+
+
+@pytest.mark.parametrize(
+    ("growth", "rounds"), [(1.0, 3), (1.005, 3), (1.1, 12)], ids=["steady", "sure", "unsure"]
+)
+def test_no_further_round_once_the_medians_are_precise(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, growth: float, rounds: int
+) -> None:
+    """A machine that slows down from round to round."""
+    settings = ThroughputSettings(seconds=100.0, rounds=12, precision=0.01, max_micro_batch_size=8)
+    visit = throughput_samples.ThroughputTest._visit
+
+    def slower(test: Any, size: int, number: int) -> None:
+        monkeypatch.setattr(sys.modules[__name__], "FIXED", FIXED_AT_FIRST * growth**number)
+        visit(test, size, number)
+
+    monkeypatch.setattr(throughput_samples.ThroughputTest, "_visit", slower)
+    measured = measure_throughput(make_task(clock), RECIPE, settings=settings)
+    assert len(set(measured.samples["round"])) == rounds
+    assert measured.settings["precision"] == 0.01
 
 
 def test_a_slow_loader_is_told_and_does_not_use_up_the_time(clock: Clock) -> None:
@@ -462,7 +484,14 @@ def test_workers_play_no_part_for_data_in_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"seconds": 0.0}, {"seconds": math.inf}, {"rounds": 1}, {"max_micro_batch_size": 0}]
+    "wrong",
+    [
+        {"seconds": 0.0},
+        {"seconds": math.inf},
+        {"rounds": 1},
+        {"max_micro_batch_size": 0},
+        {"precision": 0.0},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):

@@ -115,6 +115,19 @@ def test_the_full_procedure_trains_branches_from_the_pilots_state(tmp_path: Path
         assert len({loss for (other, _), loss in firsts.items() if other == size}) == 1
 
 
+def test_the_short_procedure_ends_its_measurements_early(tmp_path: Path) -> None:
+    """The full one looks for the edge anywhere, keeps away from it, and asks for more probes."""
+    said = {}
+    for name, wanted in (("short", SHORT), ("full", FULL)):
+        planned(tmp_path / name, wanted=wanted)
+        measured = Run(tmp_path / name).measurements()
+        assert measured["throughput"].settings["precision"] == 0.06
+        asked, noise = measured["lr-range"].settings, measured["noise-scale-1"].settings
+        said[name] = (asked["find_edge"], asked["edge_margin"], noise["precision"],
+                      noise["min_probes"], noise["max_probes"])  # fmt: skip
+    assert said == {"short": (False, 1.25, 4.0, 6, 24), "full": (True, 2.0, 2.5, 12, 50)}
+
+
 def test_the_winning_branch_is_the_beginning_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,9 +3,10 @@
 A ramp overshoots: it passes the edge before the loss shows it. So from the ramp's own beginning,
 on the same batches, a few constant learning rates are tried, a factor 2 apart at first:
 
-    downhill from the ramp's guess until the best one has a worse neighbour on both sides, and
-    is better than one three octaves below
-    up from there to the first that does not learn, then between the two: the edge
+    from the ramp's guess until the best one has a worse neighbour on both sides, the larger first,
+        and is better than one three octaves below
+    up from there to the first that does not learn, then between the two: the edge, as far up as
+        it is wanted
     what is clearly worse than the best so far is given up early
 
 Pure arithmetic; learning rates are kept as log2, since all differences are octaves.
@@ -38,11 +39,13 @@ _Array = NDArray[np.float64]
 
 _TAIL = 0.35  # share of a probe whose losses are its level
 _EQUAL = 0.01  # share of the best drop within which two learning rates are as good
+_NEARLY_EQUAL = 0.02  # likewise above the best, where more must not be missed
 _FALLEN = 0.05  # share of the best drop that a probe must make to count as learning
 _CHANCE = 4.0  # standard errors: the lowest of several levels is low by chance
 _WORTH_MENTIONING = 0.1  # of the noise of one loss: less is no learning, however sure
 _GIVEN_UP = 0.5  # share of the best drop that a probe may lack before it is given up
 _EDGE_OCTAVES = 0.25
+_ABOVE_BEST = 0.5  # octaves that the best may lie above the best that was tried
 _MOST_OCTAVES = 12
 _FURTHER_DOWN = 3
 _STEADY_ENOUGH = 3  # learning rates without a clear fall, below one that rises: nothing to find
@@ -79,6 +82,7 @@ class ProbePlan:
         start: loss before any learning.
         noise: standard deviation of one loss.
         is_noisy: whether losses must be compared with those of weights that stay.
+        edge_within: octaves above the best beyond which the edge is not looked for; inf: anywhere.
     """
 
     guess: float
@@ -89,6 +93,7 @@ class ProbePlan:
     start: float
     noise: float
     is_noisy: bool = False
+    edge_within: float = math.inf
 
 
 # --- what a probe says -------------------------------------------------------------------------
@@ -98,12 +103,12 @@ def _window(num_updates: int) -> int:
     return max(3, round(_TAIL * num_updates))
 
 
-def _level(losses: Sequence[float], plan: ProbePlan) -> float:
+def _level(losses: Sequence[float], plan: ProbePlan, window: int | None = None) -> float:
     """Mean of the last losses, at most the start: how far above it tells nothing more.
 
     A loss that is not finite is left out (a bad batch), but not where most of them are.
     """
-    values = np.asarray(losses[-_window(len(losses)) :], dtype=np.float64)
+    values = np.asarray(losses[-(window or _window(len(losses))) :], dtype=np.float64)
     finite = values[np.isfinite(values)]
     if 2 * len(finite) <= len(values):
         return plan.start
@@ -206,12 +211,16 @@ def should_give_up(losses: Sequence[float], best: Probe | None, plan: ProbePlan)
     reach = plan.start - (_level(best.losses, plan) if best else plan.start)
     if count >= 5 and recent > plan.start + max(2.0 * abs(reach), 10.0 * plan.noise) + 1e-12:
         return best is not None or count >= plan.num_updates // 3
-    if best is None or count < plan.num_updates // 3 or count % 5:
+    if best is None or count < plan.num_updates // 2 or count % 5:
         return False
-    behind = _level(losses, plan) - _level(best.losses[:count], plan)
-    made = plan.start - _level(best.losses[:count], plan)
     chance = 3.0 * plan.noise / math.sqrt(_window(count))
-    return behind > max(_GIVEN_UP * made, chance)
+    recently = max(3, _window(count) // 2)  # what is catching up is not given up
+    for window in (_window(count), recently):
+        level = _level(best.losses[:count], plan, window)
+        behind = _level(losses, plan, window) - level
+        if behind <= max(_GIVEN_UP * (plan.start - level), chance):
+            return False
+    return True
 
 
 # --- which one next ----------------------------------------------------------------------------
@@ -255,15 +264,13 @@ def _next_around_best(probes: Sequence[Probe], plan: ProbePlan, repeat: int) -> 
         return None
     if best is None:
         return _next_where_none_learns(own, plan)
-    wanted = [best.octave - 1, best.octave + 1]
-    drop = plan.start - _level(best.losses, plan)
-    lower = own.get(best.octave - 1)
-    if (
-        lower
-        and _final_level(lower, best, plan, own.values())
-        <= _level(best.losses, plan) + _EQUAL * drop
-    ):
-        wanted.append(best.octave - 2)
+    wanted = [best.octave + 1, best.octave - 1]  # what is too large is the sooner given up
+    level = _level(best.losses, plan)
+    for step, share in ((-1, _EQUAL), (1, _NEARLY_EQUAL)):  # a longer training may tell them apart
+        beside = own.get(best.octave + step)
+        limit = level + share * (plan.start - level)
+        if beside and _final_level(beside, best, plan, own.values()) <= limit:
+            wanted.append(best.octave + 2 * step)
     wanted.append(best.octave - _FURTHER_DOWN)  # a second valley, of slower and better trainings
     inside = [k for k in wanted if plan.lowest <= k <= plan.highest and k not in own]
     return inside[0] if inside else None
@@ -310,6 +317,9 @@ def _next_at_edge(probes: Sequence[Probe], plan: ProbePlan) -> float | None:
     if bracket is None:
         return None
     stable, unstable = bracket
+    best = best_probe(probes, 0, plan)
+    if best is not None and stable - best.octave >= plan.edge_within + _ABOVE_BEST:
+        return None
     if unstable is None:
         above = math.floor(stable) + 1.0
         return above if above <= plan.highest else None
@@ -341,11 +351,11 @@ def best_lr(probes: Sequence[Probe], plan: ProbePlan) -> Estimate:
     """The learning rate to train with: the middle of those that are as good as the best.
 
     Levels are averaged over beginnings; the best is where a parabola through the lowest level and
-    its neighbours is lowest; from there down to where the level is worse by 1 % of the best
-    drop, the learning rates are as good, and the geometric middle of them is taken: longer
-    trainings like smaller ones. The interval is that of resampled updates and beginnings,
-    widened by the error of short trainings against long ones (0.7 octaves, measured by
-    benchmarks/lr_range).
+    its neighbours is lowest (the lowest itself where the one above has learned nothing); from there
+    down to where the level is worse by 1 % of the best drop, the learning rates are as good, and
+    the geometric middle of them is taken: longer trainings like smaller ones. The interval is that
+    of resampled updates and beginnings, widened by the error of short trainings against long ones
+    (0.7 octaves, measured by benchmarks/lr_range).
     """
     table = _table(probes, plan)
     if table is None:
@@ -439,13 +449,16 @@ def _preferred(octaves: _Array, levels: _Array, plan: ProbePlan) -> float:
         above, below = float(levels[least - 1]), float(levels[least])
         share = (limit - below) / (above - below)
         lower = float(octaves[least]) - share * float(octaves[least] - octaves[least - 1])
-    return 0.5 * (_vertex(octaves, levels, place) + lower)
+    return 0.5 * (_vertex(octaves, levels, place, plan.start) + lower)
 
 
-def _vertex(octaves: _Array, levels: _Array, place: int) -> float:
-    """Where a parabola through the lowest level and its two neighbours is lowest."""
+def _vertex(octaves: _Array, levels: _Array, place: int, start: float) -> float:
+    """Where a parabola through the lowest level and its two neighbours is lowest.
+
+    The lowest itself where the one above has learned nothing: what ends in a cliff is no parabola.
+    """
     middle = float(octaves[place])
-    if place in (0, len(octaves) - 1):
+    if place in (0, len(octaves) - 1) or levels[place + 1] >= start:
         return middle
     left, right = middle - float(octaves[place - 1]), float(octaves[place + 1]) - middle
     below, above = (float(levels[place + step] - levels[place]) for step in (-1, 1))

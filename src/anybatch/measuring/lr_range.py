@@ -60,6 +60,9 @@ class LRRangeSettings:
             alone.
         metric_every: updates of a ramp between two looks at the metric, >= 0; 0 never looks.
         metric_direction: which way the metric of a loop of your own is better.
+        edge_margin: `max_lr` is at most the edge over this, >= 1. 2, as edges differ between
+            beginnings by about an octave; less for a training from the beginning that is tested.
+        find_edge: False looks for the edge only where it may limit `max_lr`.
     """
 
     start_lr: float = 1e-7
@@ -70,6 +73,8 @@ class LRRangeSettings:
     probe_updates: int = 100
     metric_every: int = 2
     metric_direction: Literal["max", "min"] = "max"
+    edge_margin: float = 2.0
+    find_edge: bool = True
 
     def __post_init__(self) -> None:
         require_choices(self)
@@ -81,6 +86,8 @@ class LRRangeSettings:
         allowed = self.probe_updates == 0 or self.probe_updates >= 10
         require("probe_updates", self.probe_updates, "must be 0 or >= 10", allowed)
         require("metric_every", self.metric_every, "must be >= 0", self.metric_every >= 0)
+        is_margin = math.isfinite(self.edge_margin) and self.edge_margin >= 1.0
+        require("edge_margin", self.edge_margin, "must be >= 1", is_margin)
 
     def lrs(self) -> list[float]:
         """Learning rate of each update of a ramp."""
@@ -131,8 +138,8 @@ def measure_lr_range(
             lr itself; the recipe's lr is 0.
 
     Cost:
-        About 80 updates for a ramp and 450 to 1,050 for the short trainings; 1 or 2 copies of the
-        model's and the optimizer's state.
+        About 80 updates for a ramp and 450 to 1,050 for the short trainings (a third
+        less without `find_edge`); 1 or 2 copies of the model's and the optimizer's state.
 
     Collectives:
         Those of an update, and one all-reduce of a number in each; every rank must call.
@@ -254,6 +261,7 @@ class _Test:
         Where the ramps saw no fall that is clear of the noise, the search begins below the blow-up
         or the last lr: losses on the same batches show what a ramp cannot.
         """
+        settings = self.settings
         steepest, minimum = reading.estimates["steepest"], reading.estimates["minimum"]
         if "loss-ignores-weights" in self._names():
             return None
@@ -267,12 +275,13 @@ class _Test:
         return ProbePlan(
             guess=guess,
             lowest=guess - _OCTAVES_BELOW,
-            highest=math.log2(self.settings.end_lr) + 1.0,
-            num_updates=self.settings.probe_updates,
-            repeats=self.settings.repeats,
+            highest=math.log2(settings.end_lr) + 1.0,
+            num_updates=settings.probe_updates,
+            repeats=settings.repeats,
             start=reading.start,
             noise=reading.noise,
             is_noisy=steepest.value is None or reading.drop < _CLEAR * reading.noise,
+            edge_within=math.inf if settings.find_edge else math.log2(settings.edge_margin),
         )
 
     def probe(self, plan: ProbePlan) -> None:
@@ -324,7 +333,7 @@ _COLUMNS = ("stage", "repeat", "series", "update", "lr", "loss", "metric")
 def _measured(
     test: _Test, reading: CurveReading, plan: ProbePlan | None, subject: Subject
 ) -> Measurement:
-    estimates = estimates_of(reading, test.probes, plan)
+    estimates = estimates_of(reading, test.probes, plan, edge_margin=test.settings.edge_margin)
     described = subject.described()
     best_metric = _best_metric(test, described.get("metric_direction"))
     if best_metric is not None:

@@ -16,7 +16,11 @@ _BASE_SHARES = (1.0 / 32.0, 1.0 / 25.0, 1.0 / 4.0)  # of max_lr: least, usual, g
 
 
 def estimates_of(
-    reading: CurveReading, probes: Sequence[Probe], plan: ProbePlan | None
+    reading: CurveReading,
+    probes: Sequence[Probe],
+    plan: ProbePlan | None,
+    *,
+    edge_margin: float = 2.0,
 ) -> dict[str, Estimate]:
     """The learning rates by name; "edge", "max_lr" and "base_lr" from short trainings if any.
 
@@ -24,11 +28,12 @@ def estimates_of(
         reading: of the ramps.
         probes: short trainings.
         plan: of their search; None where none were taken.
+        edge_margin: `max_lr` is at most the edge over this.
     """
     estimates = dict(reading.estimates)
     if plan is not None:
         estimates["edge"] = edge(probes, plan)
-        estimates["max_lr"] = _below_edge(best_lr(probes, plan), estimates["edge"])
+        estimates["max_lr"] = _below_edge(best_lr(probes, plan), estimates["edge"], edge_margin)
     else:
         estimates["max_lr"] = _max_lr_of_curve(reading)
     estimates["base_lr"] = _base_lr(estimates)
@@ -49,11 +54,11 @@ def _max_lr_of_curve(reading: CurveReading) -> Estimate:
     )
 
 
-def _below_edge(top: Estimate, edge: Estimate) -> Estimate:
-    """max_lr, at most half of the edge, which differs between beginnings by about an octave."""
+def _below_edge(top: Estimate, edge: Estimate, margin: float) -> Estimate:
+    """max_lr, at most the edge over the margin."""
     if top.value is None or edge.value is None:
         return top
-    value = min(top.value, 0.5 * edge.value)
+    value = min(top.value, edge.value / margin)
     low = top.low * value / top.value  # as far below as it was
     return dataclasses.replace(top, value=value, low=low, high=max(value, min(top.high, edge.high)))
 

@@ -3,7 +3,8 @@
     sizes 1 (or the ghost), 2, 4, ... up to the set's length, half of the free memory by the line
         through the sizes so far, or an update of 5 % of the time allowed; each once, uncounted
     loading: the training's own feed, by itself
-    rounds: every size once, in an order drawn anew; forward, backward and optimizer apart
+    rounds: every size once, in an order drawn anew; forward, backward and optimizer apart; until
+        the time is over or, where that is asked for, the medians are precise enough
     -> t(b) = a + c b, B_half = a / c, the largest pass that fits, the seconds of an epoch
 
 Updates are those of the training (autocast, ghosts, transforms, sum over ranks) at lr 0. Memory is
@@ -39,18 +40,23 @@ class ThroughputSettings:
     Attributes:
         seconds: that it may take, > 0, building the model left out.
         rounds: in which every size is timed, >= 2; fewer where the time ends before.
+        precision: no further round once the medians are known to this, relative, > 0: root mean
+            square over sizes of the standard error between rounds; None: all the time is used.
         max_micro_batch_size: largest pass to time, in examples of one rank; None: as far as data,
             time and half of the memory go.
     """
 
     seconds: float = 10.0
     rounds: int = 20
+    precision: float | None = None
     max_micro_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         require_choices(self)
         require_positive("seconds", self.seconds)
         require("rounds", self.rounds, "must be >= 2", self.rounds >= _LEAST_ROUNDS)
+        if self.precision is not None:
+            require_positive("precision", self.precision)
         largest = self.max_micro_batch_size
         if largest is not None:
             require("max_micro_batch_size", largest, "must be >= 1", largest >= 1)
@@ -90,7 +96,8 @@ def measure_throughput(
         InputError: they do not fit together; a training under way whose data is a stream.
 
     Cost:
-        `settings.seconds`, and building the training; memory of the batches, twice the largest.
+        `settings.seconds` at most, and building the training; memory of the batches, twice the
+        largest.
 
     Collectives:
         Those of an update, of decisions and of an all-reduce of several sizes; every rank must

@@ -23,6 +23,7 @@ from anybatch.measuring.loading_time import (
     repeated_portion,
 )
 from anybatch.measuring.memory import MemoryMeter
+from anybatch.measuring.step_time import medians_by_round, relative_error
 from anybatch.measuring.subjects import recipe_settings
 from anybatch.measuring.throughput_reading import (
     COLUMNS,
@@ -43,6 +44,7 @@ __all__ = ["ThroughputTest"]
 
 _LONGEST_UPDATE = 0.05  # of the time allowed
 _LONGEST_LOADING = 0.15  # of the time allowed: for batches to compute with, and to time loading
+_QUICK_LOADING = 1.0 / 3.0  # of that, where timing ends once it is precise
 _LOADING_OF_SIZE = 0.1  # of the latter, at least
 _LOADING_PASSES = 3
 _LINE = 0.5  # of what is free: what the line through the sizes so far may say
@@ -51,13 +53,13 @@ _LEAST_SIZES = 3
 _UPDATES_OF_VISIT = 8
 _VISITS = 100  # about so many in the time allowed
 _LEAST_ROUNDS = 2
+_LEAST_TO_JUDGE = 3  # rounds between which a spread can be told
 
 
 @contextmanager
 def _without_collecting() -> Iterator[None]:
     """No pauses for garbage while something is timed."""
     collects = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield
@@ -217,6 +219,7 @@ class ThroughputTest:
         loadable = [size for size in self._sizes if size <= self._loaded]
         order = sorted(loadable, key=lambda size: (size != own, size))
         budget = _LONGEST_LOADING * self._settings.seconds
+        budget *= 1.0 if self._settings.precision is None else _QUICK_LOADING
         each = budget * max(_LOADING_OF_SIZE, 1.0 / (_LOADING_PASSES * len(order)))
         found: list[tuple[float, float]] = []
         began = time.perf_counter()
@@ -231,19 +234,28 @@ class ThroughputTest:
     # --- rounds ----------------------------------------------------------------------------
 
     def time_rounds(self) -> None:
-        """Every size once a round, in an order drawn anew, until the time is over."""
+        """Every size once a round, in an order drawn anew, until time or precision end it."""
         random = np.random.default_rng(self._training.recipe.seed)
         longest = 0.0
         with _without_collecting():
             for number in range(self._settings.rounds):
                 spent = time.perf_counter() - self._began
                 is_over = spent + longest > self._settings.seconds and number >= _LEAST_ROUNDS
-                if self._world.from_first(is_over):
+                if self._world.from_first(is_over or self._is_precise(number)):
                     break
                 began = time.perf_counter()
                 for size in random.permutation(list(self._sizes)):
                     self._visit(int(size), number)
                 longest = max(longest, time.perf_counter() - began)
+
+    def _is_precise(self, num_rounds: int) -> bool:
+        """Whether this rank's timings are as sure as is asked for."""
+        wanted = self._settings.precision
+        if wanted is None or num_rounds < _LEAST_TO_JUDGE:
+            return False
+        rows = np.array(self._rows)
+        _, table = medians_by_round(rows[:, 0], rows[:, 1], rows[:, 2:5].sum(axis=1))
+        return relative_error(table) <= wanted
 
     def _visit(self, size: int, number: int) -> None:
         """Some updates of a size; before small ones an uncounted one, which wakes the caches."""

@@ -60,6 +60,11 @@ __all__ = ["make_plan"]
 _BRANCH_SEEDS = 2
 _LEAST_OF_PILOT = 0.125  # of its seconds, for each of its two parts
 _WIDTHS = (6.0, 2.5)  # of the forecast, at which the two parts of the pilot may end
+_THROUGHPUT_SECONDS = 1.0  # at most, before anything is known
+_TIME_PRECISION = 0.06  # relative: less than what a clock changes within minutes
+_EDGE_MARGIN = 1.25  # of a short run, whose pilot has the very beginning that was tested
+_NOISE_PRECISION = 4.0  # high over low: critical batch sizes differ by more at the same noise
+_NOISE_PROBES = 6, 24  # least and most
 _MOST_PILOTS = 3  # of which each but the last has diverged
 _MOST_SLOWER = 4.0  # than the others may a branch be that tries a preconditioner
 
@@ -162,8 +167,8 @@ class _Procedure:
     def measure(self) -> None:
         """Every stage that the budget allows, in order."""
         with self._stage("throughput"):
-            seconds = min(2.0, self._budget.throughput)
-            settings = ThroughputSettings(seconds=seconds)
+            seconds = min(_THROUGHPUT_SECONDS, self._budget.throughput)
+            settings = ThroughputSettings(seconds=seconds, precision=_TIME_PRECISION)
             self._keep("throughput", measure_throughput(
                 self._task, self._request.recipe, settings=settings, progress=self._shown
             ))  # fmt: skip
@@ -214,8 +219,10 @@ class _Procedure:
     def _find_lr(self, model: TimeModel, batch_size: int) -> None:
         with self._stage("lr-range"):
             seconds = float(model.seconds_per_update(batch_size, ranks=self._world.size))
-            ramp, probe = ramp_and_probe_updates(self._budget.lr_range, seconds)
+            ramp, probe = ramp_and_probe_updates(self._budget, seconds)
             settings = LRRangeSettings(num_updates=ramp, probe_updates=probe, metric_every=0)
+            if self._budget.procedure == "short":
+                settings = dataclasses.replace(settings, edge_margin=_EDGE_MARGIN, find_edge=False)
             recipe = self._pilot_recipe(batch_size, _lr_of(self._request.recipe), 1)
             self._keep("lr-range", measure_lr_range(
                 self._task, recipe, settings=settings, progress=self._shown
@@ -234,9 +241,8 @@ class _Procedure:
                 return
             save_checkpoint(self._run, pilot.training)  # of what the measurement tells
             with self._stage("noise-scale"):
-                settings = NoiseScaleSettings(seconds=0.5 * self._budget.noise)
                 measured = measure_noise_scale(
-                    pilot.training, settings=settings, progress=self._shown
+                    pilot.training, settings=_noise_settings(self._budget), progress=self._shown
                 )
                 self._keep(f"noise-scale-{part}", measured)
             if pilot.reached:
@@ -376,6 +382,16 @@ def _pilot_values(pilot: Pilot) -> dict[str, float]:
         "seconds": training.seconds,
         "batch_size": float(training.feed.last_size),
     }
+
+
+def _noise_settings(budget: Budget) -> NoiseScaleSettings:
+    settings = NoiseScaleSettings(seconds=0.5 * budget.noise)
+    if budget.procedure == "full":
+        return settings
+    least, most = _NOISE_PROBES
+    return dataclasses.replace(
+        settings, precision=_NOISE_PRECISION, min_probes=least, max_probes=most
+    )
 
 
 def _lr_of(recipe: Recipe) -> float:

@@ -22,8 +22,10 @@ _SHORT_SECONDS = (5.0, 18.0)  # least and most of the short procedure: 30 % of a
 _LEAST_FULL = 60.0  # seconds that a full procedure needs to say more than the short one
 
 _RAMP_SHARE = 0.85  # of a ramp's updates that are taken before its loss blows up
-_USUAL_PROBES = 11.0  # short trainings of a range test, with what going back costs
-_PROBE_UPDATES = (12, 100)
+_USUAL_PROBES = {"full": 11.0, "short": 6.0}  # short trainings of a range test, and going back
+_PROBE_UPDATES = (12, 36, 110)  # least; that tell something; most
+_SHARE_TO_TELL = 1.0 / 25.0  # of a run's updates, at most, for that
+_SQUARED_UPDATES_SECONDS = 24.0  # of a short training in the short procedure: 69 of 5 ms each
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +39,7 @@ class Budget:
         pilot: of training the pilot, which is part of the run.
         noise: of each noise-scale measurement.
         branches: of all branches; 0 in the short procedure.
+        fewest_probe_updates: of a short training of the range test, whatever its seconds.
     """
 
     procedure: Literal["full", "short"]
@@ -45,6 +48,7 @@ class Budget:
     pilot: float
     noise: float
     branches: float
+    fewest_probe_updates: int = 12
 
     @property
     def measuring(self) -> float:
@@ -57,7 +61,8 @@ def budget_of(present_seconds: float, present_updates: float, share: float) -> B
 
     A run of a minute cannot be measured in 5 % of it: below 2,000 updates, or where the share is
     less than a minute, the short procedure takes up to 30 % of the run, from 5 to 18 seconds, a
-    tenth of which is left to building models and to evaluations.
+    quarter of which is left to building models and to evaluations. Its stages end before, once they
+    know enough.
 
     Args:
         present_seconds: that the present recipe would train.
@@ -66,21 +71,24 @@ def budget_of(present_seconds: float, present_updates: float, share: float) -> B
 
     Example:
         >>> budget_of(60.0, 5000, 0.05).procedure, round(budget_of(60.0, 5000, 0.05).measuring, 1)
-        ('short', 16.2)
+        ('short', 13.5)
         >>> budget_of(36000.0, 90000, 0.05).procedure
         'full'
     """
     seconds = share * present_seconds
+    few, enough, _ = _PROBE_UPDATES
+    fewest = min(enough, max(few, int(_SHARE_TO_TELL * present_updates)))
     if present_updates < FEWEST_UPDATES or seconds < _LEAST_FULL:
         least, most = _SHORT_SECONDS
         seconds = max(seconds, min(most, max(least, _SHORT_SHARE * present_seconds)))
         return Budget(
             procedure="short",
             throughput=0.15 * seconds,
-            lr_range=0.5 * seconds,
+            lr_range=0.35 * seconds,
             pilot=0.6 * seconds,
             noise=0.25 * seconds,
             branches=0.0,
+            fewest_probe_updates=fewest,
         )
     return Budget(
         procedure="full",
@@ -89,6 +97,7 @@ def budget_of(present_seconds: float, present_updates: float, share: float) -> B
         pilot=0.6 * seconds,
         noise=0.1 * seconds,
         branches=0.4 * seconds,
+        fewest_probe_updates=fewest,
     )
 
 
@@ -128,19 +137,27 @@ def pilot_batch_size(
     return int(sizes[int(np.argmin(seconds * relative_updates(sizes_array, critical_batch_size)))])
 
 
-def ramp_and_probe_updates(seconds: float, seconds_per_update: float) -> tuple[int, int]:
+def ramp_and_probe_updates(budget: Budget, seconds_per_update: float) -> tuple[int, int]:
     """Updates of a ramp and of a short training that a range test can afford.
 
+    The short procedure leaves the edge out where it does not matter, and spends less than it may:
+    the cost of a short training of n updates is n t, and what it cannot tell of a long one falls
+    like 1 / n, so that n ~ 1 / sqrt(t) has the least sum. Below 36 updates momentum has hardly
+    begun to act: no fewer, unless that is more than 4 % of the run.
+
     Args:
-        seconds: of the whole test.
+        budget: with the procedure, and the seconds of the whole test.
         seconds_per_update: at its batch size.
 
     Example:
-        >>> ramp_and_probe_updates(10.0, 0.01), ramp_and_probe_updates(1.0, 0.1)
-        ((86, 86), (40, 12))
+        >>> budget = budget_of(60.0, 5000, 0.05)
+        >>> round(budget.lr_range, 2), ramp_and_probe_updates(budget, 0.02)
+        (6.3, (40, 36))
     """
-    affordable = seconds / max(seconds_per_update, 1e-9)
-    fewest, most = _PROBE_UPDATES
-    probe = round((affordable - _RAMP_SHARE * 60) / _USUAL_PROBES)
-    probe = min(most, max(fewest, probe))
+    affordable = budget.lr_range / max(seconds_per_update, 1e-9)
+    fewest, most = budget.fewest_probe_updates, _PROBE_UPDATES[-1]
+    if budget.procedure == "short":
+        most = min(most, int((_SQUARED_UPDATES_SECONDS / max(seconds_per_update, 1e-9)) ** 0.5))
+    probe = round((affordable - _RAMP_SHARE * 60) / _USUAL_PROBES[budget.procedure])
+    probe = max(fewest, min(most, probe))
     return min(100, max(40, probe)), probe
