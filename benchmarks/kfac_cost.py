@@ -49,7 +49,7 @@ PREDICTION = (
 )
 
 _LIMIT, _OURS, _LIMITED = 1.3, "K-FAC", "10/100"
-_BLOCKS, _ROUNDS = 3, {"ours": 3, "all": 1}
+_BLOCKS, _ROUNDS = 3, {"ours": 2, "all": 1}
 _WARM_BATCH_SIZE = 8
 
 _Round = dict[str, list[list[float]]]
@@ -217,8 +217,9 @@ def _seconds(arm: Arm, taken: _Round, refresh: str) -> float | None:
     measured, inverted = REFRESHES[refresh]
     if "statistics" not in means and measured != inverted:
         return None
-    between = means.get("statistics", 0.0) * (measured - inverted)
-    return means["plain"] * (1 - measured) + between + means["inversion"] * inverted
+    heavy = means.get("statistics", 0.0) * (measured - inverted) + means["inversion"] * inverted
+    after = min(measured, 1 - measured)  # an update right after each heavy one, where there is room
+    return heavy + means["after"] * after + means["plain"] * (1 - measured - after)
 
 
 def _ratios(rounds: Sequence[_Round], arm: Arm, refresh: str) -> list[float]:
@@ -316,13 +317,13 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     ]
     timed = [values for values in results.values() if "rounds" in values]
     notes = [
-        "n rounds of four updates (of SOAP ten); medians in milliseconds, and ratios to the SGD of",
-        "the same layout and layers within a round (quartiles at 10/100): statistics / inverses",
+        "n rounds of 4 to 10 updates, a whole cycle; medians in milliseconds, and ratios to SGD",
+        "of the same layout and layers in a round (quartiles at 10/100): statistics / inverses",
         "every so many updates, from the kinds of updates by their shares; optimizers have one",
         "ratio. Statistics and inversion: what an update with them takes longer. Ours covers the",
         "norms too; kfac-pytorch, ASDL and SINGD cover linear layers and convolutions here, so",
         "equal layers are those with frozen norms. SINGD makes both anew at once. Adaptive: the",
-        "mean over updates 5 onwards of a training.",
+        "mean over updates 7 to 12 or so of a training.",
     ]
     if timed:
         predicted = ", ".join(f"{value:.2f} at {r}" for r, value in timed[0]["predicted"].items())

@@ -1,13 +1,15 @@
 """Arms of the benchmark of K-FAC's cost: one training step each, with three parts timed.
 
-Every K-FAC repeats a cycle of four updates, so that each kind of update comes up:
+Every K-FAC repeats a cycle of eight updates, so that each kind of update comes up:
 
     inversion    statistics and inverses anew
-    plain        neither
+    after        neither, right after such work, whose memory has just been given back
+    plain        neither, twice
     statistics   statistics anew
-    plain
+    after
+    plain        twice
 
-that is statistics every 2 and inverses every 4 updates. All take the empirical Fisher and damping
+that is statistics every 4 and inverses every 8 updates. All take the empirical Fisher and damping
 1e-3 and precondition for SGD with momentum. kfac-pytorch is read from the folder
 ANYBATCH_KFAC_PYTORCH; other peers are found where they are installed.
 """
@@ -48,11 +50,12 @@ __all__ = [
     "Trainer",
 ]
 
-Kind = Literal["plain", "statistics", "inversion", "any"]
+Kind = Literal["plain", "after", "statistics", "inversion", "any"]
 
-CYCLE: tuple[Kind, ...] = ("inversion", "plain", "statistics", "plain")
-_JOINT: tuple[Kind, ...] = ("inversion", "plain", "inversion", "plain")  # one interval for both
-_ALIKE: tuple[Kind, ...] = ("any",) * 4
+_REST: tuple[Kind, ...] = ("after", "plain", "plain")
+CYCLE: tuple[Kind, ...] = ("inversion", *_REST, "statistics", *_REST)
+_JOINT: tuple[Kind, ...] = ("inversion", *_REST)  # one interval for both
+_ALIKE: tuple[Kind, ...] = ("any",) * 6
 SGD_ARM, SGD_LAST_ARM = "torch SGD", "torch SGD, channels_last"
 SGD_FROZEN_ARM = "torch SGD, frozen norms"
 _FOLDER = "ANYBATCH_KFAC_PYTORCH"
@@ -84,7 +87,7 @@ class Arm:
     Attributes:
         name: in tables.
         prepare: makes a trainer of a model that is its own.
-        kinds: of the four updates of a cycle.
+        kinds: of the updates of a cycle.
         package: that must be importable; "" for none, "kfac" for the folder in the environment.
         channels_last: layout of images and weights.
         frozen_norms: whether linear layers and convolutions alone are trained.
@@ -150,7 +153,7 @@ def _sgd(model: nn.Module) -> torch.optim.SGD:
 
 def _ours(model: nn.Module, *, adaptive: bool = False, **others: Any) -> Trainer:
     # Kinds of updates are told apart by their number, from the first on.
-    fixed = FixedRefresh(statistics_every=2, inverse_every=4, early_inverses=False)
+    fixed = FixedRefresh(statistics_every=4, inverse_every=8, early_inverses=False)
     refresh = AdaptiveRefresh() if adaptive else fixed
     optimizer = _sgd(model)
     settings = KFACSettings(damping=_DAMPING, refresh=refresh, **others)
@@ -166,8 +169,8 @@ def _kfac_pytorch(model: nn.Module, *, method: str) -> Trainer:
         bare.__path__ = [os.path.join(os.environ[_FOLDER], "kfac")]
     preconditioner = importlib.import_module("kfac.preconditioner").KFACPreconditioner(
         model,
-        factor_update_steps=2,
-        inv_update_steps=4,
+        factor_update_steps=4,
+        inv_update_steps=8,
         damping=_DAMPING,
         lr=_LR,
         compute_method=method,
@@ -179,7 +182,7 @@ def _singd(model: nn.Module) -> Trainer:
     """Its own update of the layers that it covers; SGD for the others."""
     optimizer_of = importlib.import_module("singd.optim.optimizer").SINGD
     covered = optimizer_of(
-        model, lr=_LR, momentum=_MOMENTUM, damping=_DAMPING, T=2, warn_unsupported=False
+        model, lr=_LR, momentum=_MOMENTUM, damping=_DAMPING, T=4, warn_unsupported=False
     )
     known = {id(p) for group in covered.param_groups for p in group["params"]}
     others = [p for p in model.parameters() if id(p) not in known]
@@ -205,8 +208,8 @@ def _asdl(model: nn.Module) -> Trainer:
         config = precondition.PreconditioningConfig(
             data_size=1,
             damping=_DAMPING,
-            curvature_upd_interval=2,
-            preconditioner_upd_interval=4,
+            curvature_upd_interval=4,
+            preconditioner_upd_interval=8,
             ignore_modules=[nn.BatchNorm2d],
         )
         maker = precondition.KfacGradientMaker(model, config, fisher_type="fisher_emp")
@@ -275,6 +278,6 @@ ARMS: tuple[Arm, ...] = (
         kinds=("any",) * 10, package="pytorch_optimizer"),  # new bases every 10 updates
     Arm(name="pytorch_optimizer Shampoo", package="pytorch_optimizer",
         prepare=partial(_peer_optimizer, name="ScalableShampoo", start_preconditioning_step=1,
-                        preconditioning_compute_steps=4)),
+                        preconditioning_compute_steps=4), kinds=("any",) * 4),
 )  # fmt: skip
 """In the order of the table."""
