@@ -2,10 +2,11 @@
 
     python -m benchmarks.kfac_cost --rounds 2 --width 0.125 --batch-size 8 --side 8
 
-All arms train a ResNet-18 of their own on the same images. They take turns, one cycle of updates
-each a round, in an order that moves on by one every round; ratios are taken within a round. A first
-cycle, on a few examples, is not timed: states are made there. Half of the blocks are of SGD and our
-usual arms alone, with more rounds.
+All arms train a ResNet-18 of their own on the same images. They take turns update by update, in an
+order that moves on by one each time, until each has been through its cycle: a round. Ratios are
+taken within a round. A first cycle, on a few examples, is not timed: states are made there. Half of
+the blocks are of SGD and our usual arms alone, so that there are more of them. Each block is a
+process of its own: where its memory lies makes some per cent of difference to one arm or another.
 Updates with new statistics or inverses are rare at the usual intervals, so plain updates, those
 with statistics and those with inverses are timed apart and weighted by their shares. A peer is
 measured where it is found (see `kfac_cost_arms`); one that cannot train is named with its error.
@@ -19,7 +20,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,7 +50,7 @@ PREDICTION = (
 )
 
 _LIMIT, _OURS, _LIMITED = 1.3, "K-FAC", "10/100"
-_BLOCKS, _ROUNDS = 3, {"ours": 2, "all": 1}
+_BLOCKS, _ROUNDS = {"ours": 6, "all": 2}, 1
 _WARM_BATCH_SIZE = 8
 
 _Round = dict[str, list[list[float]]]
@@ -73,9 +74,10 @@ def trials() -> list[str]:
     """One key for each number of threads, choice of arms and block of rounds; one for memory."""
     blocks = [
         f"threads-{threads}-{arms}-{block}"
-        for block in range(1, _BLOCKS + 1)
+        for block in range(1, max(_BLOCKS.values()) + 1)
         for threads in (1, 2)
-        for arms in _ROUNDS
+        for arms, number in _BLOCKS.items()
+        if block <= number
     ]
     return [*blocks[:4], "memory", *blocks[4:]]
 
@@ -91,7 +93,7 @@ def run_trial(key: str, folder: Path) -> dict[str, Any]:
         return measure_memory(Size())
     _, threads, which, _ = key.split("-")
     arms = [arm for arm in ARMS if which == "all" or arm.is_usual]
-    return measure(_ROUNDS[which], int(threads), Size(), arms)
+    return measure(_ROUNDS, int(threads), Size(), arms)
 
 
 # --- measuring -----------------------------------------------------------------------------------
@@ -108,24 +110,17 @@ def measure(num_rounds: int, threads: int, size: Size, arms: Sequence[Arm]) -> d
     """
     torch.set_num_threads(threads)
     load = os.getloadavg()[0]
-    trainers: dict[str, Callable[[], list[list[float]]]] = {}
+    trainers: dict[str, Callable[[], list[float]]] = {}
     refused = {}
     for arm in (arm for arm in arms if arm.is_installed):
         try:
-            trainers[arm.name] = _cycle(arm, size)
+            trainers[arm.name] = _warmed_up(arm, size)
         except Exception as error:  # a peer that cannot train must not cost the others
             if not arm.package:
                 raise
-            trainers.pop(arm.name, None)
             refused[arm.name] = _one_line(error)
-    names, rounds = list(trainers), []
-    for number in range(num_rounds):
-        first = number % len(names)
-        taken: _Round = {}
-        for name in (*names[first:], *names[:first]):
-            gc.collect()  # nobody pays for another arm's garbage
-            taken[name] = trainers[name]()
-        rounds.append(taken)
+    rounds = [_round([arm for arm in arms if arm.name in trainers], trainers)
+              for _ in range(num_rounds)]  # fmt: skip
     return {
         "unit": "seconds of forward and backward, of preconditioning and of applying, by update",
         "size": size._asdict(),
@@ -137,13 +132,25 @@ def measure(num_rounds: int, threads: int, size: Size, arms: Sequence[Arm]) -> d
     }
 
 
+def _round(arms: Sequence[Arm], trainers: Mapping[str, Callable[[], list[float]]]) -> _Round:
+    """A cycle of every arm, update by update."""
+    taken: _Round = {arm.name: [] for arm in arms}
+    for number in range(max(len(arm.kinds) for arm in arms)):
+        first = number % len(arms)
+        for arm in (*arms[first:], *arms[:first]):
+            if number < len(arm.kinds):
+                gc.collect()  # nobody pays for another arm's garbage
+                taken[arm.name].append(trainers[arm.name]())
+    return taken
+
+
 def _one_line(error: Exception) -> str:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= 160 else text[:157] + "..."
 
 
-def _cycle(arm: Arm, size: Size) -> Callable[[], list[list[float]]]:
-    """The updates of an arm's cycle, as rows of `Parts`; one on a few examples is behind it."""
+def _warmed_up(arm: Arm, size: Size) -> Callable[[], list[float]]:
+    """Takes an arm's next update and returns its `Parts`; a cycle on few examples is behind it."""
     torch.manual_seed(0)
     layout = torch.channels_last if arm.channels_last else torch.contiguous_format
     model = resnet18(width=size.width).to(memory_format=layout)
@@ -152,10 +159,12 @@ def _cycle(arm: Arm, size: Size) -> Callable[[], list[list[float]]]:
             norm.requires_grad_(False)
     trainer: Trainer = arm.prepare(model)
 
-    def take(batches: Iterator[tuple[Tensor, Tensor]]) -> list[list[float]]:
-        return [[round(part, 6) for part in trainer(*next(batches))] for _ in arm.kinds]
+    def take(batches: Iterator[tuple[Tensor, Tensor]]) -> list[float]:
+        return [round(part, 6) for part in trainer(*next(batches))]
 
-    take(_batches(size._replace(batch_size=min(_WARM_BATCH_SIZE, size.batch_size)), layout))
+    few = _batches(size._replace(batch_size=min(_WARM_BATCH_SIZE, size.batch_size)), layout)
+    for _ in arm.kinds:
+        take(few)
     return partial(take, _batches(size, layout))
 
 
@@ -197,7 +206,10 @@ def measure_memory(size: Size) -> dict[str, Any]:
 
 def _print_peak(name: str, size: Size) -> None:
     torch.set_num_threads(2)
-    _cycle(next(arm for arm in ARMS if arm.name == name), size)()
+    arm = next(arm for arm in ARMS if arm.name == name)
+    update = _warmed_up(arm, size)
+    for _ in arm.kinds:
+        update()
     status = Path("/proc/self/status").read_text()  # ru_maxrss begins at that of the parent
     peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     print(int(peak.split()[1]) * 1024)
@@ -323,7 +335,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         "ratio. Statistics and inversion: what an update with them takes longer. Ours covers the",
         "norms too; kfac-pytorch, ASDL and SINGD cover linear layers and convolutions here, so",
         "equal layers are those with frozen norms. SINGD makes both anew at once. Adaptive: the",
-        "mean over updates 7 to 12 or so of a training.",
+        "mean over updates 9 to 16 of a training.",
     ]
     if timed:
         predicted = ", ".join(f"{value:.2f} at {r}" for r, value in timed[0]["predicted"].items())
