@@ -7,8 +7,8 @@ At stride 1 the product of two taps, summed over the positions of the output,
 depends on t' - t alone, up to the positions at the border that one pair of taps meets and another
 does not. So each shift is multiplied once: where a pair of taps begins or ends to count, the image
 is cut, every cell is multiplied by its shifted self, and A[t, t'] is the sum of the cells that it
-counts. A 3 x 3 kernel that keeps the size needs 13
-products of the whole image instead of 81, and 16 thin ones.
+counts. A 3 x 3 kernel that keeps the size needs 13 products of the whole image instead of 81, and
+16 thin ones.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def add_autocorrelation(total: Tensor, images: Tensor, axes: tuple[Axis, Axis]) 
     cells = image_cells(*axes)
     large = channels >= _FEWEST_CHANNELS and axes[0].length * axes[1].length >= _FEWEST_POSITIONS
     if large and is_served(total):
-        sums = _sums_by_convolution(images.to(total.dtype), axes, groups)
+        sums = _sums_by_convolution(images, axes, groups, total.dtype)
     else:
         sums = _sums_by_cells(images, axes, groups, total.dtype)
     blocks: dict[tuple[int, int], Tensor] = {}
@@ -108,7 +108,9 @@ def _sums_by_cells(
     return sums
 
 
-def _sums_by_convolution(images: Tensor, axes: tuple[Axis, Axis], groups: int) -> list[Tensor]:
+def _sums_by_convolution(
+    images: Tensor, axes: tuple[Axis, Axis], groups: int, dtype: torch.dtype
+) -> list[Tensor]:
     """The same, where oneDNN multiplies: all shifts of the whole image in one call.
 
     That is the gradient of a convolution's weights when the image stands for its input and for
@@ -120,10 +122,11 @@ def _sums_by_convolution(images: Tensor, axes: tuple[Axis, Axis], groups: int) -
     thin = [number for number in range(len(cells)) if number not in largest.values()]
     down, right = axes[0].taps - 1, axes[1].taps - 1
     size = (channels, channels // groups, down + 1, 2 * right + 1)
-    whole, sums = images.new_zeros(size), [images.new_empty(0)] * len(cells)
+    whole = images.new_zeros(size, dtype=dtype)
+    sums = [whole.new_empty(0)] * len(cells)
     examples = max(1, _CONVOLVED_BYTES // (4 * max(1, images[:1].numel())))
     for number, part in enumerate(torch.split(images, examples)):
-        part = part.contiguous(memory_format=torch.channels_last)
+        part = part.to(dtype, memory_format=torch.channels_last)
         below = functional.pad(part, (0, 0, 0, down * dilations[0]))
         whole += conv2d_weight(  # type: ignore[no-untyped-call]
             below, size, part, padding=(0, right * dilations[1]), dilation=dilations, groups=groups
