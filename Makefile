@@ -20,7 +20,7 @@ DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 .PHONY: demo test lint bench gpu-check clean
 
 demo: $(VENV)/.installed
-	$(BIN)/anybatch plan digits --target 0.99 --out $(DEMO)/plan
+	$(BIN)/anybatch plan digits --target 'loss<=0.06' --out $(DEMO)/plan
 	$(BIN)/anybatch train digits --plan $(DEMO)/plan/plan.json --out $(DEMO)/train \
 		|| test $$? -eq 1  # the target was missed, as one in five may: the page says so
 	$(BIN)/anybatch report $(DEMO)/plan $(DEMO)/train --out $(DEMO)/report.html
