@@ -589,6 +589,16 @@ def test_a_target_of_the_loss_is_drawn_on_the_losses(tmp_path: Path) -> None:
     assert Target.parse(plan.request.target).value == 0.05
 
 
+def test_a_forecast_of_losses_over_decades_leaves_room_on_a_logarithmic_axis() -> None:
+    ax = Figure().add_subplot()
+    ax.plot([1.0, 300.0], [2.3, 0.07])
+    ax.set_yscale("log")
+    draw_forecast(ax, (300.0, 0.07), Forecast("loss<=0.06", 0.06, Span(500.0, 470.0, 610.0)))
+    low, high = ax.get_ylim()
+    assert 0.0 < low < 0.06
+    assert high > 2.3
+
+
 def test_an_endless_forecast_reaches_the_edge() -> None:
     ax = Figure().add_subplot()
     draw_evaluations(ax, pilot().measured)

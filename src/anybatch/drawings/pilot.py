@@ -15,6 +15,7 @@ __all__ = ["PILOT", "Forecast", "draw_evaluations", "draw_forecast", "draw_losse
 
 _TARGET = COLOURS[2]
 _BEYOND = 3.0  # times what is known, that the axis shows of an interval without end
+_LOG_ROOM = 1.15  # between the target and the end of a logarithmic axis, as a factor
 
 
 class Forecast(NamedTuple):
@@ -82,8 +83,11 @@ def draw_forecast(ax: Axes, curve: tuple[float, float], forecast: Forecast) -> N
     ax.set_xlim(right=farthest)
     ax.axhline(forecast.value, color=_TARGET, linewidth=1.2, linestyle=(0, (4, 2)))
     low, high = ax.get_ylim()
-    room = 0.08 * (max(high, forecast.value) - min(low, forecast.value))
-    ax.set_ylim(min(low, forecast.value - room), max(high, forecast.value + room))
+    if ax.get_yscale() == "log":
+        ax.set_ylim(min(low, forecast.value / _LOG_ROOM), max(high, forecast.value * _LOG_ROOM))
+    else:
+        room = 0.08 * (max(high, forecast.value) - min(low, forecast.value))
+        ax.set_ylim(min(low, forecast.value - room), max(high, forecast.value + room))
     if math.isfinite(needed.low) and needed.low > 0.0:
         end = min(needed.high, farthest)
         ax.plot([needed.low, end], [forecast.value] * 2, color=_TARGET, linewidth=3.0, marker="|",
