@@ -4,8 +4,8 @@
 
 All arms train a ResNet-18 of their own on the same images. They take turns update by update, in an
 order that moves on by one each time, until each has been through its cycle: a round. Ratios are
-taken within a round. A first cycle, on a few examples, is not timed: states are made there. Half of
-the blocks are of SGD and our usual arms alone, so that there are more of them. Each block is a
+taken within a round. A first cycle, on a few examples, is not timed: states are made there. Most
+blocks are of SGD and our usual arms alone, so that there are more of them. Each block is a
 process of its own: where its memory lies makes some per cent of difference to one arm or another.
 Updates with new statistics or inverses are rare at the usual intervals, so plain updates, those
 with statistics and those with inverses are timed apart and weighted by their shares. A peer is

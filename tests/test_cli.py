@@ -31,6 +31,7 @@ COMMANDS = [
     ["calibration"],
     ["lr-range"],
     ["throughput"],
+    ["predict-scaling"],
     ["noise-scale"],
     ["loss-oscillation"],
     ["sharpness"],
@@ -38,6 +39,7 @@ COMMANDS = [
     ["study"],
     ["study", "batch-size"],
     ["study", "resume"],
+    ["reproduce"],
     ["report"],
     ["compare"],
     ["tasks"],
@@ -97,7 +99,9 @@ def test_without_arguments_help_is_shown(call) -> None:
 def test_every_example_of_the_help_is_a_command_that_is_understood(call) -> None:
     for command in COMMANDS:
         example = call(*command, "--help")[1].partition("Example: anybatch ")[2].splitlines()[0]
-        _parsed(example.strip("│ ").split())
+        given = example.strip("│ ").split()
+        assert given[: len(command)] == command
+        assert callable(_parsed(given).run)
 
 
 def test_the_version_is_that_of_the_package(call) -> None:

@@ -41,7 +41,7 @@ def an_evaluation(metric: float) -> EvalRecord:
     )
 
 
-def without(forbidden: tuple[str, ...], code: str) -> None:
+def assert_runs_without(forbidden: tuple[str, ...], code: str) -> None:
     """Run code in a new interpreter and look that it imported nothing forbidden."""
     look = f"import sys\nfound = {{*sys.modules}} & {{*{forbidden!r}}}\nassert not found, found\n"
     result = subprocess.run(
@@ -113,7 +113,7 @@ def test_nouns_are_imported_without_torch() -> None:
     imports = "".join(f"import anybatch.{noun}\n" for noun in nouns)
     public = "InputError Patience Measurement Recipe load_recipe EvalRecord Run Study Cosine epochs"
     uses = "".join(f"anybatch.{name}\n" for name in public.split())
-    without((*HEAVY, "rich", "tyro"), "import anybatch\n" + imports + uses)
+    assert_runs_without((*HEAVY, "rich", "tyro"), "import anybatch\n" + imports + uses)
 
 
 def test_runs_studies_and_schedules_are_read_without_torch(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ assert study.summaries()[0].mean == 0.9 and study.exit_code == 0 and study.to_di
 assert ab.load_recipe("mnist").schedules.lr.name == "one-cycle"
 assert ab.Cosine()(1.0) == 0.0
 """
-    without(HEAVY, code)
+    assert_runs_without(HEAVY, code)
 
 
 HELP = [
@@ -163,7 +163,7 @@ HELP = [
 def test_help_recipes_and_the_list_of_tasks_import_neither_torch_nor_rich() -> None:
     calls = "".join(f"assert main({arguments!r}) == 0\n" for arguments in HELP)
     forbidden = ("torch", "matplotlib", "rich", "jinja2")
-    without(forbidden, "from anybatch.cli import main\n" + calls)
+    assert_runs_without(forbidden, "from anybatch.cli import main\n" + calls)
 
 
 def test_reports_and_comparisons_are_made_without_torch(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_reports_and_comparisons_are_made_without_torch(tmp_path: Path) -> None:
         ["recipe", "preview", "digits", "--examples", "1293", "--out", str(tmp_path / "lr.svg")],
     ]
     lines = "".join(f"assert main({call!r}) == 0\n" for call in calls)
-    without(("torch",), "from anybatch.cli import main\n" + lines)
+    assert_runs_without(("torch",), "from anybatch.cli import main\n" + lines)
     assert (tmp_path / "page.html").exists()
     assert list((tmp_path / "figures").glob("*.svg"))
 

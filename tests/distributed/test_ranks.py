@@ -57,7 +57,7 @@ def alone(name: str) -> cases.Result:
     return jobs("all")[name.split("-micro")[0]](ONE)
 
 
-def compare(folder: Path, name: str, num_processes: int) -> None:
+def assert_ranks_equal_one_process(folder: Path, name: str, num_processes: int) -> None:
     first, *others = results(folder, name, num_processes)
     cases.assert_same(first, alone(name))
     for other in others:  # every rank has the same numbers to the last bit
@@ -66,12 +66,12 @@ def compare(folder: Path, name: str, num_processes: int) -> None:
 
 @pytest.mark.parametrize("name", [n for n in ALL if "begun" not in n and "interrupted" not in n])
 def test_two_processes_equal_one(name, two_ranks):
-    compare(two_ranks, name, 2)
+    assert_ranks_equal_one_process(two_ranks, name, 2)
 
 
 @pytest.mark.parametrize("name", FEW)
 def test_three_examples_on_four_processes_equal_one(name, four_ranks):
-    compare(four_ranks, name, 4)
+    assert_ranks_equal_one_process(four_ranks, name, 4)
 
 
 def test_a_training_resumed_on_two_processes_is_the_uninterrupted_one_to_the_last_bit(two_ranks):
@@ -86,7 +86,7 @@ def test_a_training_goes_on_with_another_number_of_processes(two_ranks):
     for name in ("begun-on-one-rank", "ended-on-one-rank"):
         for result in results(two_ranks, name, 2):
             cases.assert_same(result, alone("uninterrupted"))
-    compare(two_ranks, "interrupted", 2)
+    assert_ranks_equal_one_process(two_ranks, "interrupted", 2)
 
 
 def test_every_case_has_records_of_training_and_evaluation(two_ranks):

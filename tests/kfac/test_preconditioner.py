@@ -448,7 +448,7 @@ def test_a_bad_measurement_never_reaches_the_weights(bad: float, when: int) -> N
 
 @pytest.mark.parametrize("refresh", [EACH, AdaptiveRefresh()], ids=["fixed", "adaptive"])
 @pytest.mark.parametrize("bound", [FisherNormBound(), KLBound(), NoBound()], ids=lambda b: b.name)
-@pytest.mark.parametrize("size", [1e20, 1e30])
+@pytest.mark.parametrize("size", [1e20, 1e30, 1e38])
 @pytest.mark.parametrize("when", [0, 3])
 def test_squares_that_overflow_are_counted_and_move_nothing(
     when: int, size: float, bound: Any, refresh: Any
@@ -465,16 +465,14 @@ def test_squares_that_overflow_are_counted_and_move_nothing(
         assert all(torch.isfinite(g).all() for g in gradients(model))
         kfac.step()
         assert all(torch.isfinite(g).all() for g in gradients(model))
-        unbounded = number == when == 3 and bound.name == "none"  # as long as it is asked for
-        if number == when and not unbounded:
+        if number == when:
             assert all(not g.any() for g in gradients(model))
-        if not unbounded:
-            optimizer.step()
+        optimizer.step()
     events = kfac.counts()["events"]
     named = "ignored" if when else "none"
     assert {name for name, what in events.items() if named in what} >= {"net.0.G", "net.2.G"}
     assert events["net.2.G"][named] == 1
-    assert events.get("step", {}) == ({} if when and bound.name == "none" else {"dropped": 1})
+    assert events["step"] == {"dropped": 1}
     assert all((p - b).abs().max() < 10 for p, b in zip(model.parameters(), before, strict=True))
     again = KFAC(copy.deepcopy(model), optimizer, settings=kfac.settings)
     again.load_state_dict(kfac.state_dict())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anybatch.errors import InputError
 from anybatch.kfac.blocks import FisherBlock
-from anybatch.kfac.products import is_served, product
+from anybatch.kfac.products import product
 
 __all__ = [
     "gradient_matrix",
@@ -122,7 +122,7 @@ def preconditioned_matrix(
 def _from_left(inverse: Tensor, matrix: Tensor) -> Tensor:
     if inverse.dim() == 2:
         return inverse.unsqueeze(-1) * matrix
-    if len(inverse) == 1 and is_served(inverse):
+    if len(inverse) == 1:
         return product(inverse[0], matrix[0].mT).unsqueeze(0)
     return torch.bmm(inverse, matrix)
 
@@ -130,6 +130,6 @@ def _from_left(inverse: Tensor, matrix: Tensor) -> Tensor:
 def _from_right(matrix: Tensor, inverse: Tensor) -> Tensor:
     if inverse.dim() == 2:
         return matrix * inverse.unsqueeze(1)
-    if len(inverse) == 1 and is_served(inverse):
+    if len(inverse) == 1:
         return product(matrix[0], inverse[0]).unsqueeze(0)  # it is symmetric
     return torch.bmm(matrix, inverse)

@@ -5,6 +5,7 @@ Everything stays on the device: no number is read by the host.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -31,8 +32,8 @@ def step_factor(products: Tensor, bound: StepBound, lrs: Tensor | None = None) -
     """What preconditioned gradients are multiplied by, 0-dim, in [0, 1].
 
     min(1, largest / sqrt(sum p^T g)) under a bound of the Fisher norm; under one of the divergence
-    min(1, sqrt(largest / sum lr^2 p^T g)). 0, and no step, where that sum is not finite: products
-    of gradients above 1e19 are not in float32.
+    min(1, sqrt(largest / sum lr^2 p^T g)); 1 without a bound. 0, and no step, where that sum is not
+    finite: products of gradients above 1e19 are not in float32.
 
     Args:
         products: p^T g of each layer, in units of the mean loss.
@@ -42,15 +43,15 @@ def step_factor(products: Tensor, bound: StepBound, lrs: Tensor | None = None) -
     Reference:
         Ba, Grosse, Martens (2017), section 5, for the divergence.
     """
-    if isinstance(bound, NoBound):
-        return products.new_ones(())
-    longest, total = bound.largest, products.sum()
+    longest, total = math.inf, products.sum()
     if isinstance(bound, KLBound) and lrs is not None:
         longest, total = bound.largest**0.5, (lrs.square() * products).sum()
+    elif not isinstance(bound, NoBound):
+        longest = bound.largest
     # A total below 0 is rounding; the smallest number keeps 0 / 0 away.
     total = torch.where(torch.isfinite(total), total, torch.inf)
     length = total.clamp(min=0).sqrt().clamp(min=torch.finfo(total.dtype).tiny)
-    return (longest / length).clamp(max=1.0)
+    return (longest / length).clamp(max=1.0).nan_to_num(nan=0.0)  # without a bound inf / inf
 
 
 def first_order_factor(steps: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:

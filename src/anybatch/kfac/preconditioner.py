@@ -281,16 +281,19 @@ class KFAC:
             unit = 1.0  # lr p is the change of the weights, whatever p's unit
         products = fisher_products(*ordered) * unit**2
         factor = step_factor(products, self.settings.bound, self._lrs(blocks, products))
-        self._flow.count_dropped(factor == 0)
+        dropped = factor == 0  # what is not finite would not be 0 times 0
+        self._flow.count_dropped(dropped)
         covered = {id(p) for b in blocks for p in (b.weight, b.bias)}
         others = [p for p in self.model.parameters() if id(p) not in covered]
         rest = [p.grad for p in others if p.grad is not None]
         if rest:
             torch._foreach_mul_(rest, factor * first_order_factor(*ordered))
+            for gradient in rest:
+                gradient.masked_fill_(dropped, 0.0)
         for block in blocks:
             step = steps[block.name]
             if has_gradient(block):
-                write_gradient(block, step * factor.to(step.dtype))
+                write_gradient(block, (step * factor.to(step.dtype)).masked_fill_(dropped, 0.0))
         self._written.remember(p for b in blocks for p in (b.weight, b.bias) if p is not None)
 
     def _lrs(self, blocks: list[FisherBlock], like: Tensor) -> Tensor | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable
 from typing import final
 
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.weak import TensorWeakRef
 
 __all__ = ["WrittenGradients"]
 
@@ -32,12 +32,12 @@ class WrittenGradients:
     """
 
     def __init__(self) -> None:
-        self._last: list[tuple[weakref.ref[nn.Parameter], weakref.ref[Tensor], int]] = []
+        self._last: list[tuple[TensorWeakRef, TensorWeakRef, int]] = []
 
     def remember(self, parameters: Iterable[nn.Parameter]) -> None:
         """Take the gradients of these parameters as they are now, in the place of earlier ones."""
         self._last = [
-            (weakref.ref(each), weakref.ref(each.grad), each.grad._version)
+            (TensorWeakRef(each), TensorWeakRef(each.grad), each.grad._version)
             for each in parameters
             if each.grad is not None
         ]
